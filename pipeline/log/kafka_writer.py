@@ -335,7 +335,9 @@ class KafkaWriter:
         if refusal is not None and not sent:
             if producer.is_broken:
                 self._is_suspect = True
-                raise LogUnavailableError(f"the event log's producer (Kafka) has failed: {refusal}") from refusal
+                raise LogUnavailableError(
+                    f"the event log (Kafka) accepts no events: its producer has failed: {refusal}"
+                ) from refusal
             raise LogFullError(f"the event log's producer (Kafka) accepts no records: {refusal}") from refusal
         self._await(producer, sent, leaders, deadline)
         failures: Failures = {}

@@ -188,7 +188,7 @@ def test_a_producer_that_has_failed_is_replaced(rig: Rig) -> None:
     assert first.is_purged
     # And so it is if that is known by a refusal alone; what it refused was not written
     rig.library.refusal = KafkaError(KafkaError._FATAL)
-    with pytest.raises(LogUnavailableError, match=r"producer .* has failed"):
+    with pytest.raises(LogUnavailableError, match="its producer has failed"):
         rig.writer.append([(1, b"x")])
     rig.writer.append([(2, b"x")])
     assert len(rig.libraries) == 3
