@@ -22,6 +22,7 @@ import psycopg2
 import redis
 
 from checks.idle.report import Usage, ratio, report
+from pipeline.errors import SluiceError
 from pipeline.running import home_of
 from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ServerError
@@ -50,7 +51,7 @@ def main() -> int:
             systems = [stack.enter_context(_system(count)) for count in asked.partitions]
             time.sleep(_SETTLE_SECONDS)
             _print(asked.partitions, _measure(systems, asked.seconds))
-    except (ServerError, OSError, psycopg2.Error, redis.RedisError) as error:
+    except (ServerError, SluiceError, OSError, psycopg2.Error, redis.RedisError) as error:
         print(f"checks.idle: {error}", file=sys.stderr)
         return 1
     return 0
