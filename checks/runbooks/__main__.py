@@ -1,8 +1,8 @@
 """`python -m checks.runbooks [NAME …]`: acts out runbooks, one after the other, on systems of its own.
 
 Each condition is made on the running system. It must be seen by `python -m pipeline status` and by its alert, and end
-by the steps of its page. The small disk needs root, and the alerts a prometheus (that of Alertmanager itself an
-alertmanager) on the PATH. `--out FOLDER` gets a transcript for each. Exit status 1 if one was
+by the steps of its page. Kafka needs Java and Maven, the small disk root, and the alerts a prometheus (that of
+Alertmanager itself an alertmanager) on the PATH. `--out FOLDER` gets a transcript for each. Exit status 1 if one was
 not seen, or did not end.
 """
 

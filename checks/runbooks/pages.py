@@ -38,12 +38,16 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "forged-messages": (own.forged_messages,),
     "client-certificates-refused": (parts.client_certificates_refused,),
     "replicas-missing": (parts.replicas_missing,),
+    "log-set-up": (parts.log_set_up,),
+    "partition-away": (parts.partition_away,),
 }
 _KINDS: Final = {
     "operator-password-wrong": Kind.GUARDED,
     "forged-messages": Kind.GUARDED,
     "client-certificates-refused": Kind.CERTIFICATES,
     "replicas-missing": Kind.REPLICATED,
+    "log-set-up": Kind.KAFKA,
+    "partition-away": Kind.KAFKA,
 }
 
 

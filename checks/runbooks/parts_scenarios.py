@@ -1,4 +1,4 @@
-"""Conditions that need a part beside Sluice's own: a disk, a replica, certificates, Alertmanager."""
+"""Conditions that need a part beside Sluice's own: a disk, a replica, brokers, certificates, Alertmanager."""
 
 import contextlib
 import datetime
@@ -14,9 +14,11 @@ from typing import Final
 
 from checks.runbooks.act import Act, NotActedOutError
 from checks.runbooks.systems import ClientFiles, SmallDisk
+from checks.testbed.kafka_cluster import Cluster
 from checks.testbed.redis_pair import RedisPair
 from stack.servers import LOOPBACK, ROOT, free_port
 
+_INSPECT: Final = "celery -A tasks.app inspect"
 _DISK_BYTES: Final = 64 << 20
 _FILLED_BYTES: Final = 60 << 20  # more than nine tenths of it
 _ALERTMANAGERS: Final = ("alertmanager", "prometheus-alertmanager")
@@ -72,6 +74,36 @@ def replicas_missing(act: Act) -> None:
     act.run('redis-cli -u "$EVENT_LOG_URL" INFO replication | grep -E "^(role|connected_slaves|slave)"')
     act.until(lambda: act.send(1) == [202], "clients get 202")
     act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: new events are stored")
+
+
+def partition_away(act: Act) -> None:
+    """One of two brokers is killed; each partition has one copy."""
+    cluster = act.part(Cluster)
+    topics = f"kafka-topics.sh --bootstrap-server {cluster.first.bootstrap} --describe --unavailable-partitions"
+    act.note("made: SIGKILL to one of two brokers; KAFKA_REPLICATION=1")
+    cluster.second.kill()
+    act.see("partition_away")
+    act.run(topics)
+    act.note("step 1: it is started")
+    cluster.second.start()
+    act.see_end("partition_away", "log_down", "lag_unknown")
+    act.run_until(topics, lambda said: not said, "no partition without a leader")
+    act.run(f"{_INSPECT} lag")
+    act.until(lambda: act.send(1, key="back") == [202], "clients get 202")
+    act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: new events are stored")
+
+
+def log_set_up(act: Act) -> None:
+    """Somebody gives the topic a retention."""
+    server = f"--bootstrap-server {act.part(Cluster).first.bootstrap}"
+    change = f"kafka-configs.sh {server} --alter --topic sluice-events --add-config retention.ms=604800000"
+    act.note(f"made: {change}")
+    act.run(change)
+    act.see("log_set_up", "retention.ms")
+    look_at = next(one["lookAt"] for one in act.status()["reasons"] if one["code"] == "log_set_up")
+    act.note("step 1")
+    act.run(f"{look_at.split('`')[1]} {server}")
+    act.see_end("log_set_up")
 
 
 def client_certificates_refused(act: Act) -> None:

@@ -1,6 +1,7 @@
 """The systems on which runbooks are acted out. Each has what its conditions need."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Final
 
 from checks.runbooks.act import SECONDS_MAX
 from checks.testbed.client_certificates import Clients
+from checks.testbed.kafka_cluster import kafka_brokers
 from checks.testbed.redis_pair import RedisPair
 from stack.config import StackConfig, environ_of_its_own
-from stack.servers import free_port
+from stack.servers import KAFKA_LIBS, free_port
 from stack.system import System
 from tasks import signing
 
@@ -27,6 +29,11 @@ _SETTINGS: Final = {
     "RETENTION_SECONDS": "5",
     "PROMETHEUS_SECONDS": "1",
 }
+# Kafka's commands, which the jars have without their scripts.
+_KAFKA_COMMANDS: Final = {
+    "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
+    "kafka-configs.sh": "kafka.admin.ConfigCommand",
+}
 
 
 class Kind(StrEnum):
@@ -36,6 +43,7 @@ class Kind(StrEnum):
     GUARDED = "guarded"  # a password for operators, and signed messages
     CERTIFICATES = "certificates"  # its clients have certificates
     REPLICATED = "replicated"  # the event log is a Redis with one replica
+    KAFKA = "kafka"  # the event log is on two Kafka brokers, with one copy of each partition
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,8 @@ def running(kind: Kind, folder: Path) -> Iterator[tuple[System, dict[str, str], 
         parts, settings, shell = stack.enter_context(_PARTS[kind](folder))
         given = {**_SETTINGS, "SLUICE_HOME": str(folder / "system"), **settings}
         stack.enter_context(environ_of_its_own(**given))
-        system = System(StackConfig.from_environ("redis"), ready_seconds_max=SECONDS_MAX)
+        config = StackConfig.from_environ("kafka" if kind is Kind.KAFKA else "redis")
+        system = System(config, ready_seconds_max=SECONDS_MAX)
         urls = system.start(threading.Event())
         stack.callback(system.stop)
         yield system, urls, parts, shell
@@ -119,9 +128,22 @@ def _replicated(folder: Path) -> Iterator[_Parts]:
         pair.stop()
 
 
+@contextlib.contextmanager
+def _kafka(folder: Path) -> Iterator[_Parts]:
+    with kafka_brokers(folder, 2) as cluster:
+        commands = folder / "bin"
+        commands.mkdir()
+        for name, program in _KAFKA_COMMANDS.items():
+            (commands / name).write_text(f'#!/bin/sh\nexec java -cp "{KAFKA_LIBS}/*" {program} "$@" 2>/dev/null\n')
+            (commands / name).chmod(0o755)
+        settings = {"EVENT_LOG_URL": cluster.url, "LOG_PARTITIONS": "4"}
+        yield [cluster], settings, {"PATH": f"{commands}:{os.environ['PATH']}"}
+
+
 _PARTS: Final = {
     Kind.PLAIN: _plain,
     Kind.GUARDED: _guarded,
     Kind.CERTIFICATES: _certificates,
     Kind.REPLICATED: _replicated,
+    Kind.KAFKA: _kafka,
 }
