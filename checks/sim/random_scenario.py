@@ -3,6 +3,7 @@
 Only the bounds are judged in it. Its last seconds are without faults, at constant load and capacity.
 """
 
+import math
 import random
 from typing import Final
 
@@ -119,6 +120,8 @@ def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
     if any(second.mode == Mode.UNKNOWN or second.rate_age > hold_seconds for second in since):
         return None
     rate = min(second.rate_lowest for second in since)
+    if math.isinf(rate):  # none was published yet
+        return None
     offered = sum(second.offered for second in tail)
     admitted = sum(second.admitted for second in tail)
     body = max(load.body for load in scenario.loads)

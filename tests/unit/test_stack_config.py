@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import stack.__main__
 from pipeline.settings import Settings
 from stack import surroundings
 from stack.config import StackConfig, environ_of_its_own, free_base, free_ports
@@ -313,3 +314,21 @@ def test_a_system_of_its_own_does_not_take_the_base_of_the_shell(
     monkeypatch.setenv("PORT_BASE", "18100")
     with environ_of_its_own(SLUICE_HOME=str(tmp_path)):
         assert StackConfig.from_environ("redis").ports["INGEST_METRICS_PORT"] == 9101
+
+
+@pytest.mark.parametrize(
+    ("words", "policy"), [([], "bands"), (["--policy", "bands"], "bands"), (["--policy", "drain-time"], "drain_time")]
+)
+def test_the_policy_of_the_command_line_is_that_of_the_system(
+    words: list[str], policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"SLUICE_HOME": str(tmp_path), "PATH": "/nowhere", "PROMETHEUS": "no"}
+    monkeypatch.setattr("os.environ", environ)
+    started: list[str] = []
+
+    def up(system: System, *, detach: bool) -> int:
+        started.append(Settings.from_environ(environ).rate_policy)
+        return 0
+
+    monkeypatch.setattr(stack.__main__, "_up", up)
+    assert (stack.__main__.main(words), started) == (0, [policy])
