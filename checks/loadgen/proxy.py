@@ -23,6 +23,7 @@ class Counts:
     withheld: int = 0  # chunks that waited in a black hole
     delayed: int = 0  # chunks
     swallowed: int = 0  # answers
+    requests: int = 0  # round trips: what a client sends after an answer, or first, up to the next answer
 
 
 @dataclass(eq=False)
@@ -31,6 +32,7 @@ class _Link:
 
     writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
     is_swallowing: bool = False
+    is_answered: bool = True  # since the client last sent something
 
     def abort(self) -> None:
         for writer in self.writers:
@@ -173,6 +175,9 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
+                if is_request and link.is_answered:
+                    self.counts.requests += 1
+                link.is_answered = not is_request
                 if not self._open.is_set():
                     self.counts.withheld += 1
                     await self._open.wait()
