@@ -32,6 +32,7 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "lag-unknown": (own.lag_unknown,),
     "log-behind-stored": (own.log_behind_stored,),
     "log-tail-lost": (own.log_tail_lost,),
+    "loop": (parts.loop,),
     "disk-near-full": (parts.disk_near_full,),
     "alerts-not-delivered": (parts.alerts_not_delivered,),
     "operator-password-wrong": (own.operator_password_wrong,),

@@ -21,6 +21,7 @@ from stack.servers import LOOPBACK, ROOT, free_port
 _INSPECT: Final = "celery -A tasks.app inspect"
 _DISK_BYTES: Final = 64 << 20
 _FILLED_BYTES: Final = 60 << 20  # more than nine tenths of it
+_DEAF_APP: Final = "checks.testbed.deaf_app"
 _ALERTMANAGERS: Final = ("alertmanager", "prometheus-alertmanager")
 
 
@@ -36,6 +37,28 @@ def database_refused(act: Act) -> None:
     act.run('psql "$DATABASE_URL" -c "ALTER TABLE log_events RENAME COLUMN origin TO source"')
     act.see_end("database_refused", "breaker_open")
     act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: the event is stored")
+
+
+def loop(act: Act) -> None:
+    """A worker loses its subscription to its queue, and Celery does not notice."""
+    act.note(
+        "made: in place of the system's workers for batches, one that takes no messages after a command of the test"
+    )
+    act.stop("batches")
+    metrics_port = str(act.port("BATCHES_METRICS_PORT"))
+    with act.worker("deaf", "batches", app=_DEAF_APP, WORKER_METRICS_PORT=metrics_port):
+        act.run_until(f"{_INSPECT} ping", lambda said: "2 nodes online" in said, "both workers answer")
+        act.see_alert_end("WorkerMissing")
+        act.run(f"celery -A {_DEAF_APP} control take_nothing batches unsubscribed")
+        act.note("an event is sent")
+        act.send(1)
+        act.see("loop_fails", "has taken nothing")
+        act.see_alert("LoopFails")
+        act.run('grep takes_nothing "$SLUICE_HOME/logs/deaf.log" | tail -n 1 | cut -c 1-300')
+        act.note("it has reconnected by itself")
+        act.see_end("loop_fails", "no_progress")
+        act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: the event is stored")
+    act.start("batches")
 
 
 def disk_near_full(act: Act) -> None:

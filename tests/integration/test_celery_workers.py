@@ -119,8 +119,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             regulate_seconds=1.0,
             queue_untaken_seconds_max=4.0,
         )
-        batches = batches_worker(settings, folder, app="support.deaf_app")
-        control = control_worker(settings, folder, app="support.deaf_app")
+        batches = batches_worker(settings, folder, app="checks.testbed.deaf_app")
+        control = control_worker(settings, folder, app="checks.testbed.deaf_app")
         ticker = beat(settings, folder)
         for program in (batches, control, ticker):
             # A package of others is called `tests` too.
