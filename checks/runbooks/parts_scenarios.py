@@ -54,7 +54,9 @@ def loop(act: Act) -> None:
         act.send(1)
         act.see("loop_fails", "has taken nothing")
         act.see_alert("LoopFails")
-        act.run('grep takes_nothing "$SLUICE_HOME/logs/deaf.log" | tail -n 1 | cut -c 1-300')
+        said = act.run('grep "has taken nothing" "$SLUICE_HOME/logs/deaf.log" | tail -n 1 | cut -c 1-300')
+        if not said:
+            raise NotActedOutError("the log of the worker does not say what the page tells to search for")
         act.note("it has reconnected by itself")
         act.see_end("loop_fails", "no_progress")
         act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: the event is stored")
