@@ -21,8 +21,8 @@ class TickScheduler(Scheduler):
     """Ticks on the monotonic clock, and stores nothing between two runs of Beat.
 
     A tick has no expiry, since that would be compared with another host's clock. Instead, no tick is sent while many
-    wait in its queue: no worker takes them then. And no probe is sent while the breaker is closed: a task without work
-    costs ten times as much as the look at the state.
+    wait in its queue: no worker takes them then. And no probe is sent while the breaker is closed: a look at the
+    state is one call, and a task without work a dozen.
     """
 
     def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
