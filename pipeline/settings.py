@@ -507,7 +507,7 @@ class Settings:
         "Library that appends to Kafka. confluent: confluent-kafka, an extra of the package; it takes less CPU time, "
         "and its own retries store no event twice (docs/links.md)",
         choices=("kafka-python", "confluent"),
-        when="ingest's CPU is the limit, or the topic has many partitions",
+        when="ingest's CPU is the limit. With many partitions on one broker an append may take longer: measure it",
     )
     kafka_group: str = _setting(
         "sluice",
