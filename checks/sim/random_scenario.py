@@ -119,9 +119,9 @@ def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
     hold_seconds = scenario.settings["rate_hold_seconds"]
     if any(second.mode == Mode.UNKNOWN or second.rate_age > hold_seconds for second in since):
         return None
-    rate = min(second.rate_lowest for second in since)
-    if math.isinf(rate):  # none was published yet
+    if any(math.isinf(second.rate_lowest) for second in since):  # none was published yet
         return None
+    rate = min(second.rate_lowest for second in since)
     offered = sum(second.offered for second in tail)
     admitted = sum(second.admitted for second in tail)
     body = max(load.body for load in scenario.loads)
