@@ -30,6 +30,10 @@ def database_refused(act: Act) -> None:
     rename = 'psql "$DATABASE_URL" -c "ALTER TABLE log_events RENAME COLUMN source TO origin"'
     act.note(f"made: {rename}; and an event")
     act.run(rename)
+    act.note("made: sessions end, as by a restart of PostgreSQL: each new one looks at the table")
+    act.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'sluice' AND pid <> pg_backend_pid()"
+    )
     act.send(1)
     act.see("database_refused", "log_events")
     act.run("python -m sluice doctor | grep -A 1 log_events")
