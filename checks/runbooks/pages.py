@@ -9,6 +9,8 @@ from checks.runbooks.act import Act
 from checks.runbooks.systems import Kind
 
 SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
+    # First: a control worker that knows the offsets asks PostgreSQL nothing, and shows breaker_open alone.
+    "database-refused": (parts.database_refused,),
     "breaker-open": (own.breaker_open,),
     "paused": (own.paused_operator, own.paused_poison, own.paused_log_gap),
     "controller-silent": (own.controller_silent,),
@@ -21,7 +23,6 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "refusing": (own.refusing,),
     "dead-letters": (own.dead_letters,),
     "database-silent": (own.database_silent,),
-    "database-refused": (parts.database_refused,),
     "process-missing": (own.process_missing,),
     "schema-refused": (own.schema_refused,),
     "retention": (own.retention,),
