@@ -184,8 +184,9 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     """
     wrong = set()
     breakers = {sample.breaker for sample in known}
-    if "open" in breakers:
-        breakers.add("half-open")  # a try of the prober may begin and end between two samples
+    if breakers & {"open", "half-open"}:
+        # A try of the prober may begin and end between two samples, or begin right after the breaker opened.
+        breakers |= {"open", "half-open"}
     # A process that could not read the control store for seconds says so; the machine may be busy.
     if one.breaker not in breakers and one.breaker != "unknown":
         wrong.add("where health reported a wrong state of the breaker")

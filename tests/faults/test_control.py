@@ -148,6 +148,11 @@ def test_health_may_tell_a_try_of_the_prober_that_the_watcher_has_missed() -> No
     assert said(Seen(control(rate=1000.0), [], told)) == ["where health reported a wrong state of the breaker"]
 
 
+def test_health_may_tell_of_a_breaker_that_was_tried_right_after_it_opened() -> None:
+    told = health(status="critical", reasons=1, breaker="open", rate=100.0)
+    assert said(Seen(control(breaker="half-open", rate=100.0), [], told)) == []
+
+
 def test_health_may_tell_what_the_watcher_sees_only_in_its_next_sample() -> None:
     # Given a watcher that was not run for two seconds, in which the breaker opened
     samples = [one for one in control() if one.at <= 1010.0]
