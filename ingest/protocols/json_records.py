@@ -46,6 +46,7 @@ _SMALL_BYTES: Final = 8 * 1024  # takes a millisecond, whatever it has
 
 LARGE_FIELDS_MAX: Final = 1000  # of an object that is not decoded as a whole
 LARGE_LEVELS_MAX: Final = 2  # of objects within it that are not decoded as a whole either
+LARGE_INNER_FIELDS_MAX: Final = 2000  # of all objects within it that are not decoded as a whole
 # Of a string: enough for a message even if each of its characters is an escape. What is behind it would be cut anyway.
 STRING_BYTES_READ: Final = 6 * MESSAGE_BYTES_MAX
 _ESCAPE_BYTES_MAX: Final = 12  # a pair of surrogates
@@ -130,12 +131,35 @@ def _value_of(text: bytes) -> Any:
         return json.loads(text.decode("utf-8", "replace"), strict=False)
 
 
-def large_object(text: bytes, levels: int = LARGE_LEVELS_MAX) -> Fields:
+class _Room:
+    """What may still be decoded of a large object."""
+
+    def __init__(self) -> None:
+        self._bytes_left = RECORD_BYTES_MAX  # of its arrays and objects
+        self._fields_left = LARGE_INNER_FIELDS_MAX
+
+    def takes(self, size: int) -> bool:
+        """Whether a value of so many bytes may be decoded; then its bytes are taken."""
+        if size > self._bytes_left:
+            return False
+        self._bytes_left -= size
+        return True
+
+    def take_field(self) -> None:
+        """Take one field of an object within it. Raises ValueError if there are too many."""
+        self._fields_left -= 1
+        if self._fields_left < 0:
+            raise ValueError("the objects within it have too many fields")
+
+
+def large_object(text: bytes) -> Fields:
     """A JSON object of any size: strings as far as a message may have of them, and other large values as their text.
 
-    Raises ValueError if it is no object or has too many fields, RecursionError if it is nested too deep.
+    So are small values, once RECORD_BYTES_MAX of them were decoded. Raises ValueError if it is no object or has too
+    many fields, RecursionError if it is nested too deep.
     """
-    return {string_of(name): _large_value(raw, levels) for name, raw in large_fields(text)}
+    room = _Room()
+    return {string_of(name): _large_value(raw, LARGE_LEVELS_MAX, room) for name, raw in large_fields(text)}
 
 
 def large_fields(text: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -163,14 +187,14 @@ def _end_of_value(text: bytes, at: int) -> int | None:
     return end if string is None else string.end()
 
 
-def _large_value(raw: bytes, levels: int) -> Any:
+def _large_value(raw: bytes, levels: int, room: _Room) -> Any:
     if raw[:1] == b'"':
         return string_of(raw)
-    if not is_vast(raw):
+    if not is_vast(raw) and (raw[:1] not in (b"{", b"[") or room.takes(len(raw))):
         return _value_of(raw)
     if raw[:1] == b"{" and levels:
         try:
-            return large_object(raw, levels - 1)
+            return _inner_object(raw, levels - 1, room)
         except ValueError:
             pass
     try:
@@ -178,6 +202,14 @@ def _large_value(raw: bytes, levels: int) -> Any:
     except UnicodeDecodeError:
         return text_record(raw)["message"]
     return msgspec.Raw(raw) if len(raw) <= 2 * MESSAGE_BYTES_MAX else text_record(raw)["message"]
+
+
+def _inner_object(raw: bytes, levels: int, room: _Room) -> Fields:
+    found = {}
+    for name, value in large_fields(raw):
+        room.take_field()
+        found[string_of(name)] = _large_value(value, levels, room)
+    return found
 
 
 def string_of(raw: bytes) -> str:

@@ -15,10 +15,11 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from ingest.codecs.strict_json import run
 from ingest.errors import BodyTooLargeError
+from ingest.protocols import json_ends, json_records
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.elasticsearch import bulk_codec
 from ingest.protocols.gelf import gelf_codec
-from ingest.protocols.json_records import lines_of
+from ingest.protocols.json_records import LARGE_FIELDS_MAX, RECORD_BYTES_MAX, lines_of, object_of
 from ingest.protocols.json_values import TOKENS_MAX, without_deep_values, without_lone_surrogates
 from ingest.protocols.lines import lines_codec
 from ingest.protocols.loki import loki_codec
@@ -486,3 +487,56 @@ def test_a_body_of_blank_lines_takes_few_steps(blank: bytes) -> None:
     # Given what a small compressed body may become
     count = 1_000_000
     assert sum(1 for _ in lines_of(blank * count)) <= count / 1000
+
+
+class Counted:
+    """Calls a decoder, and counts the bytes that it was given."""
+
+    def __init__(self, decode: Callable[[bytes], Any]) -> None:
+        self._decode = decode
+        self.bytes = 0
+
+    def __call__(self, text: bytes) -> Any:
+        self.bytes += len(text)
+        return self._decode(text)
+
+
+def test_the_work_on_a_large_object_grows_with_its_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a large object with many texts that msgspec refuses, each long before the end of the object
+    walked = Counted(json_ends._walk)
+    monkeypatch.setattr(json_ends, "_walk", walked)
+    odd = b",".join(b'"f%d":"\x01"' % i for i in range(LARGE_FIELDS_MAX - 1))
+    text = b'{%b,"z":"%b"}' % (odd, b"a" * (1 << 20))
+    # When it is decoded
+    found = object_of(text)
+    # Then no text was looked for in all of the rest
+    assert found is not None
+    assert found["f0"] == "\x01"
+    assert len(found) == LARGE_FIELDS_MAX
+    assert walked.bytes < LARGE_FIELDS_MAX * json_ends.WINDOW_BYTES + 3 * len(text)
+
+
+@pytest.mark.parametrize("end", ["1.25", "-7", "1e5", "true", '"\\ud83d\\ude00"', "[[1], {}]"])
+def test_a_value_that_the_first_window_cuts_is_found_whole(end: str) -> None:
+    for filled in range(json_ends.WINDOW_BYTES - 20, json_ends.WINDOW_BYTES + 2):
+        value = f'["{"x" * filled}",{end}]'.encode()
+        assert json_ends.end_of_value(value + b"," + b"y" * 100_000, 0) == len(value)
+
+
+def test_of_a_large_object_a_bounded_part_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given large objects of many arrays that are small, and of many objects that are large
+    decoded_bytes = Counted(json_records._decode_any)
+    monkeypatch.setattr(json_records, "_decode_any", decoded_bytes)
+    arrays = b"[%b]" % b",".join([b"[]"] * 2000)
+    flat = b'{"message":"m",%b}' % b",".join(b'"f%d":%b' % (i, arrays) for i in range(200))
+    wide = b"{%b}" % b",".join(b'"f%d":[0,0,0,0,0]' % i for i in range(LARGE_FIELDS_MAX))
+    deep = b'{"message":"m",%b}' % b",".join(b'"f%d":%b' % (i, wide) for i in range(20))
+    for text in (flat, deep):
+        decoded_bytes.bytes = 0
+        # When one is decoded
+        found = object_of(text)
+        # Then the rest keeps its text
+        assert found is not None
+        assert found["message"] == "m"
+        assert decoded_bytes.bytes < 2 * RECORD_BYTES_MAX
+        assert decoded_bytes.bytes < len(text) / 2
