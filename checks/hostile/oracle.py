@@ -305,6 +305,8 @@ def _judge_coding(packed: bytes) -> str:
             _must(_inflated(packed) is None or is_lenient, "gzip is refused", packed)
         elif coding == "zlib":
             _must(_of_zlib(packed) in (None, _MORE), "zlib is refused", packed)
+        else:
+            _must(coding == "zstd", "what may be no deflate is refused", packed)
         return row_of(error).code
     except BodyTooLargeError as error:
         return row_of(error).code

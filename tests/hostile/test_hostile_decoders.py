@@ -1,15 +1,20 @@
 """The decoders on what the fuzzer has found so far: its corpus, and the JSON cases."""
 
 import re
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from checks.hostile import oracle
 from checks.hostile.cases import cases
 from checks.hostile.oracle import depth, is_json, judge, kind_of
 from checks.hostile.protocols import TARGETS, WrongError
 from checks.hostile.seeds import seeds
 from ingest.codecs import event_bodies, strict_json, validation
+from ingest.errors import MalformedBodyError
+from ingest.framing import inflate_in_steps
 from ingest.http import request as http1
 from ingest.protocols import records
 
@@ -61,6 +66,13 @@ def test_the_oracle_knows_json(name: str, data: bytes) -> None:
     assert (depth(data) > strict_json.DEPTH_MAX) is name.startswith("n_deep")
 
 
+def _refuses_deflate(data: bytes, coding: str, *rest: Any) -> Generator[None, None, bytes]:
+    """`inflate_in_steps`, which never takes a body for deflate."""
+    if coding == "deflate":
+        raise MalformedBodyError("the body is not deflate")
+    return (yield from inflate_in_steps(data, coding, *rest))
+
+
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [
@@ -77,6 +89,7 @@ def test_the_oracle_knows_json(name: str, data: bytes) -> None:
         (records, "_storable", lambda text: text),  # another protocol: NUL is stored
         (records, "SOURCE_CHARS_MAX", 1000),  # a source that is too long
         (records, "ATTRIBUTES_KEYS_MAX", 100),
+        (oracle, "inflate_in_steps", _refuses_deflate),  # a text that was declared as deflate
         (http1, "_CHUNK_LINE", re.compile(rb"([0-9A-Fa-f]{1,8})[^\n]*\n")),  # chunks that others do not see
     ],
 )
