@@ -1,8 +1,9 @@
 """The tests' own process waits longer for a server than a shipped process does.
 
 A call of the control store may take 0.2 s and a connection to the log too, far above what they need. On a machine with
-more tests than processors a server may get no processor for that long, and a test that looks at it would fail. Whatever
-a test starts as a program has the limits as they are shipped.
+more tests than processors a server may get no processor for that long, and a test that looks at it would fail. In
+programs that a test starts, these limits are as they are shipped. (Settings are another matter: `conftest.settings` has
+longer times than the defaults.)
 """
 
 from collections.abc import Iterator
