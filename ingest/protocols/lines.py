@@ -6,6 +6,7 @@ JSON is text: each line is a message. So no body is refused for its content.
 """
 
 import contextlib
+import itertools
 import re
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -87,7 +88,7 @@ def _steps(
     """Add the events of a body, some in each step."""
     if "msgpack" not in media_type:
         body = yield from without_lone_surrogates(body)
-    for count, record in enumerate(_records(media_type, body), start=1):
+    for count, record in enumerate(_records(builder, media_type, body), start=1):
         if record is None:
             yield
             continue
@@ -101,10 +102,10 @@ def _steps(
             yield
 
 
-def _records(media_type: str, body: bytes) -> Iterator[Any]:
+def _records(builder: BatchBuilder, media_type: str, body: bytes) -> Iterator[Any]:
     """The records of a body: objects, or texts. None: nothing yet, another step may follow."""
     if media_type in ("application/msgpack", "application/x-msgpack"):
-        return _packed(body)
+        return _packed(builder, body)
     if media_type == "application/x-www-form-urlencoded" and (form := _form(body)):
         return iter([form])
     return _of_pieces(without_mark(body).strip())
@@ -121,13 +122,18 @@ def _form(body: bytes) -> dict[str, str]:
     return {}
 
 
-def _packed(body: bytes) -> Iterator[Any]:
+def _packed(builder: BatchBuilder, body: bytes) -> Iterator[Any]:
     """The records of msgpack: of one value, or of several, one after another. What follows and is none is text.
 
-    Raises BodyTooLargeError: a value is decoded in one step.
+    Raises BodyTooLargeError: a value is decoded in one step, and an empty array has no record, so values are counted.
     """
     at = 0
-    while at < len(body):
+    for count in itertools.count(1):
+        if at >= len(body):
+            return
+        builder.check_groups(count)
+        if count % RECORDS_A_STEP == 0:
+            yield None
         end = _end_of_packed(body, at)
         if end is None:
             yield from map(record_of, lines(body[at:]))

@@ -7,6 +7,7 @@ broken record, protobuf parses each record by itself. https://protobuf.dev/progr
 
 import base64
 from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -44,7 +45,7 @@ _LOG_RECORD: Final = 2 << 3 | 2
 _BODY: Final = 5 << 3 | 2
 _ATTRIBUTE: Final = 6 << 3 | 2
 _KEY: Final = 1 << 3 | 2
-_TEXT: Final = bytes([1 << 3 | 2])
+_TEXT: Final = 1 << 3 | 2
 
 _CHARACTER_BYTES_MAX: Final = 4
 
@@ -254,17 +255,17 @@ def _without_large_texts(record: bytes) -> bytes:
     Raises UnmappableError if it is still too large, MalformedBodyError.
     """
     parts = []
+    walk = _Walk(record, VALUES_MAX)  # its limit holds for the fields of the record, and those within them, together
     try:
-        for tag, begin, start, stop in _Walk(record, VALUES_MAX).all(0, len(record)):
+        for tag, begin, start, stop in walk.all(0, len(record)):
             part = record[begin:stop]
-            if tag == _BODY and record[start : start + 1] == _TEXT:
-                [(_, _, first, last)] = _Walk(record, 1).all(start, stop)
+            values = list(islice(walk.all(start, stop), 2)) if tag == _BODY else []
+            if [value[0] for value in values] == [_TEXT]:
+                (_, _, first, last) = values[0]
                 text = record[first : min(last, first + MESSAGE_BYTES_MAX + _CHARACTER_BYTES_MAX)]
                 part = LogRecord(body=AnyValue(string_value=text.decode(errors="replace"))).SerializeToString()
             elif tag == _ATTRIBUTE and stop - start > LARGE_ATTRIBUTE_BYTES:
-                key = b"".join(
-                    record[a:b] for one, _, a, b in _Walk(record, VALUES_MAX).all(start, stop) if one == _KEY
-                )
+                key = b"".join(record[a:b] for one, _, a, b in walk.all(start, stop) if one == _KEY)
                 value = AnyValue(string_value=NO_ROOM.decode())
                 one = KeyValue(key=key.decode(errors="replace"), value=value)
                 part = LogRecord(attributes=[one]).SerializeToString()

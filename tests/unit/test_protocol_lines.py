@@ -201,6 +201,19 @@ async def test_msgpack_forms_and_cloud_events() -> None:
 PACKED = {"content_type": "application/msgpack"}
 
 
+async def test_msgpack_values_without_a_record_are_bounded_and_take_steps() -> None:
+    # Given empty arrays, a byte each
+    few, many = b"\x90" * 9, b"\x90" * 11
+    limited = codec(protocol_body_events_max=10)
+    # When as many come as a body may have records, there are no events; and more are too many
+    assert (await decoded(limited, Sent(few, {"content-type": "application/msgpack"}))).events == []
+    with pytest.raises(BodyTooLargeError):
+        await decoded(limited, Sent(many, {"content-type": "application/msgpack"}))
+    # And others get their turn between them
+    steps = lines._steps(BatchBuilder(few * 20, 1000), "application/msgpack", {}, few * 20, 0)
+    assert sum(1 for _ in steps) >= 180 // lines.RECORDS_A_STEP
+
+
 async def test_msgpack_objects_one_after_another_with_their_times_as_fluent_bit_sends_them() -> None:
     second, nanosecond = 1_795_677_382, 719_131_456
     time = msgspec.msgpack.Ext(0, second.to_bytes(4) + nanosecond.to_bytes(4))

@@ -683,6 +683,24 @@ async def test_a_record_that_is_too_large_or_has_too_many_values_is_rejected() -
         await batch_of(json.dumps(document(GOOD, resource=[*many, *many])).encode())
 
 
+async def test_a_large_record_may_have_any_body_in_protobuf() -> None:
+    # Given large records: an empty body before a field that looks like a text, a body with two values, and one that has
+    # more fields than a record may have within its attributes
+    name, rest = LogRecord(), b"\x1a\x80\x80\x40" + b"x" * (1 << 20)  # severity_text
+    name.body.string_value = "good"
+    empty = b"\x2a\x00" + b"\x0a\x01x" + rest
+    two = b"\x2a\x06" + b"\x0a\x01a\x0a\x01b" + rest
+    keys = b"\x0a\x01k" * (VALUES_MAX + 1) + b"\x12\x80\x80\x08" + b"x" * (1 << 17)
+    many = LogRecord()
+    many.body.string_value = "x" * RECORD_BYTES_MAX
+    size = len(keys)  # an attribute, with its length in three bytes
+    wide = many.SerializeToString() + bytes([0x32, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + keys
+    # When they come beside a good one, they are rejected alone
+    body = of_records(empty, two, wide, name.SerializeToString())
+    batch = await batch_of(body, PROTOBUF)
+    assert ([event.message for event in batch.events], batch.rejected) == (["good"], 3)
+
+
 async def test_a_deep_record_costs_no_other_in_protobuf() -> None:
     deep = LogRecord()
     value = deep.body
