@@ -320,13 +320,12 @@ async def test_content_codings_are_found_whatever_is_declared() -> None:
         (zlib.compress(body), ""),
         (without_header(body), "deflate"),
         (without_header(body), "gzip, deflate"),
-        (without_header(b'{"message":"a"}\n'), "deflate"),
         (body, "gzip"),
         (body, "deflate"),
         (body, "utf-8"),
     ):
-        assert set(messages(await batch_of(coded, content_encoding=declared))) == {"a"}
-    assert len((await batch_of(without_header(body), content_encoding="deflate")).events) == 5000
+        assert messages(await batch_of(coded, content_encoding=declared)) == ["a"] * 5000
+    assert messages(await batch_of(without_header(b'{"message":"a"}\n'), content_encoding="deflate")) == ["a"]
     for text in ("x^2 is text", "x\u0001", "x\u06a9"):
         assert messages(await batch_of(text.encode())) == [text]
     for text in ("x", "plain text", "2026-11-27 12:00:00 K\u00fcche"):
