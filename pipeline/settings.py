@@ -1325,7 +1325,9 @@ def _operator_problems(settings: Settings) -> Iterator[str]:
         yield f"OPERATOR_PASSWORD has fewer than {OPERATOR_PASSWORD_CHARS_MIN} characters"
     if settings.runbooks_url and not _WEB_URL.fullmatch(settings.runbooks_url):
         yield f"RUNBOOKS_URL={settings.runbooks_url!r} is neither empty nor http:// or https://, then a host"
-    if settings.prometheus_url and not _WEB_URL.fullmatch(settings.prometheus_url):
+    if "@" in settings.prometheus_url:  # the message leaves out the address, which may have a password
+        yield "PROMETHEUS_URL has a user before its host, and ingest sends none: leave out what is before the @"
+    elif settings.prometheus_url and not _WEB_URL.fullmatch(settings.prometheus_url):
         yield f"PROMETHEUS_URL={settings.prometheus_url!r} is neither empty nor http:// or https://, then a host"
     for name, url in page_urls_of(settings.page_urls):
         if not name or not _LINK.fullmatch(url):

@@ -4,6 +4,7 @@ A browser names a span and nothing else, so that it can't put a query of its own
 """
 
 import asyncio
+import http.client
 import math
 import urllib.error
 import urllib.request
@@ -22,6 +23,9 @@ from pipeline.secrets import hide_secrets
 
 ANSWER_SECONDS_MAX: Final = 5.0  # of Prometheus, for one of its own time-outs
 READ_BYTES_MAX: Final = 4 << 20  # 64 partitions for 7 days have less than 1 MB
+FAILED_SECONDS: Final = (
+    5.0  # for which a failure is the answer for all pages: they would wait for each other's time-outs
+)
 WITHOUT: Final = "Charts of 6 hours and 7 days need a Prometheus: PROMETHEUS_URL is not set"
 
 
@@ -128,6 +132,7 @@ class LongCharts:
         self._clock = clock
         self._fetch = fetch or _fetch
         self._kept: dict[str, tuple[float, bytes]] = {}  # monotonic time, and the document as JSON
+        self._failed: tuple[float, str] | None = None  # monotonic time, and why
         self._asking = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="prometheus")
 
@@ -140,14 +145,21 @@ class LongCharts:
             kept = self._kept.get(name)
             if kept is not None and self._clock.monotonic() - kept[0] < span.kept_seconds:
                 return kept[1]
+            if self._failed is not None and self._clock.monotonic() - self._failed[0] < FAILED_SECONDS:
+                raise NotReadyError(self._failed[1])
             loop = asyncio.get_running_loop()
-            made = await loop.run_in_executor(self._executor, self._ask, span)
+            try:
+                made = await loop.run_in_executor(self._executor, self._ask, span)
+            except NotReadyError as error:
+                self._failed = (self._clock.monotonic(), str(error))
+                raise
             self._kept[name] = (self._clock.monotonic(), made)
             return made
 
     def forget(self) -> None:
         """Keep no answer: the next page asks Prometheus."""
         self._kept.clear()
+        self._failed = None
 
     def close(self) -> None:
         """End. A question that is running ends by its own time-out."""
@@ -165,7 +177,7 @@ class LongCharts:
         try:
             answer = _decoder.decode(self._fetch(f"{self._url}/api/v1/query_range?{urlencode(asked)}"))
             rows = rows_of(((one.metric, one.values) for one in answer.data.result), span)
-        except (OSError, ValueError) as error:  # those of msgspec are ValueErrors
+        except (OSError, ValueError, http.client.HTTPException) as error:  # those of msgspec are ValueErrors
             raise NotReadyError(f"Prometheus (PROMETHEUS_URL) has no charts: {hide_secrets(str(error))}") from error
         return msgspec.json.encode(
             {"columns": COLUMNS, "seconds": span.seconds, "step": span.step_seconds, "points": rows}
@@ -184,7 +196,7 @@ _opener: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}), _S
 
 
 def _fetch(url: str) -> bytes:
-    """The body of an answer. Raises OSError, ValueError if it is too large."""
+    """The body of an answer. Raises OSError, HTTPException if it is no HTTP, ValueError if it is too large."""
     try:
         with _opener.open(url, timeout=ANSWER_SECONDS_MAX + 1) as answer:
             body: bytes = answer.read(READ_BYTES_MAX + 1)

@@ -3,15 +3,18 @@
 import asyncio
 import json
 import re
+from http.client import BadStatusLine
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 import pipeline.metrics
-from ingest.dashboard.longer import SPANS, WITHOUT, LongCharts, query_of, rows_of
+from ingest.dashboard.longer import FAILED_SECONDS, SPANS, WITHOUT, LongCharts, query_of, rows_of
 from ingest.dashboard.points import COLUMNS
 from ingest.errors import NotReadyError
 from pipeline.clock import ManualClock
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
 
 SIX_HOURS = SPANS["6h"]
 T = 1_764_200_040
@@ -95,9 +98,9 @@ def test_many_pages_ask_prometheus_once_until_the_answer_is_old() -> None:
     assert int(words["end"]) - int(words["start"]) == 21600
 
 
-def test_without_an_answer_the_reason_is_told_and_nothing_is_kept() -> None:
+def test_without_an_answer_the_reason_is_shown_and_kept_for_a_short_time() -> None:
     answers: list[bytes | Exception] = [
-        OSError("Connection refused"), b"<html>", b'{"status":"error"}', answer_of(),
+        OSError("Connection refused"), b"<html>", b'{"status":"error"}', BadStatusLine("-ERR"), answer_of(),
     ]  # fmt: skip
 
     def fetch(_url: str) -> bytes:
@@ -107,10 +110,14 @@ def test_without_an_answer_the_reason_is_told_and_nothing_is_kept() -> None:
         return answer
 
     async def ask() -> None:
-        charts = LongCharts("http://prometheus.example", ManualClock(), fetch=fetch)
-        for _ in range(3):
-            with pytest.raises(NotReadyError, match="PROMETHEUS_URL"):
-                await charts.document("6h")
+        clock = ManualClock()
+        charts = LongCharts("http://prometheus.example", clock, fetch=fetch)
+        for left in (4, 3, 2, 1):
+            for _ in range(2):  # a page that asks just after another one gets the same answer
+                with pytest.raises(NotReadyError, match="PROMETHEUS_URL"):
+                    await charts.document("6h")
+                assert len(answers) == left
+            clock.advance(FAILED_SECONDS)
         assert json.loads(await charts.document("6h"))["points"] == []
         with pytest.raises(KeyError):
             await charts.document("5y")
@@ -119,3 +126,10 @@ def test_without_an_answer_the_reason_is_told_and_nothing_is_kept() -> None:
         charts.close()
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("url", ["http://op:hunter22@prometheus.example", "op:hunter22@prometheus.example:9090"])
+def test_a_password_in_the_address_of_prometheus_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="PROMETHEUS_URL") as refused:
+        Settings(prometheus_url=url)
+    assert "hunter22" not in str(refused.value)
