@@ -59,6 +59,7 @@ UNHEALTHY: Final = (18, "HEC is unhealthy, queues are full")
 
 _META: Final = ("host", "source", "sourcetype", "index")  # of an event, beside it
 _BETWEEN: Final = re.compile(r"[\s,\[\]]*")  # what may stand between two objects
+LOST_ENDS_MAX: Final = 8  # objects of a body whose end is looked for and not found: each may take a walk over the rest
 _BROKEN_END: Final = re.compile(rb"\n|\}(?=[ \t\r]*\{\")")  # where an object that can't be read most likely ends
 _decode_next = json.JSONDecoder(strict=False).raw_decode
 _encode = msgspec.json.encode
@@ -169,6 +170,7 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
     A record is a JSON object, or the text of what is none; None: nothing yet, another step may follow.
     """
     start, size = 0, WINDOW_BYTES
+    lost_ends = 0
     while start < len(body):
         # Bytes that are not UTF-8 keep their places, so that the place in the text gives that in the body.
         text = body[start : start + size].decode("utf-8", "surrogateescape")
@@ -198,7 +200,8 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
         if done == len(text):
             size = WINDOW_BYTES
         elif is_last or (not read and size >= RECORD_BYTES_MAX):
-            stop = None if is_last else _end_of_object(body, start)
+            stop = None if is_last or lost_ends >= LOST_ENDS_MAX else _end_of_object(body, start)
+            lost_ends += stop is None
             if stop is not None:
                 yield object_of(body[start:stop]), stop - start
             else:

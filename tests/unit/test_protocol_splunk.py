@@ -19,11 +19,13 @@ from ingest.errors import (
     RateLimitedError,
     RequestError,
 )
+from ingest.protocols import json_ends
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.json_records import RECORD_BYTES_MAX, RECORD_VALUES_MAX
 from ingest.protocols.splunk import (
     EVENT_PATHS,
     HEALTH_PATHS,
+    LOST_ENDS_MAX,
     RAW_PATHS,
     WINDOW_BYTES,
     collector_inquiries,
@@ -397,6 +399,24 @@ async def test_a_large_body_is_decoded_in_short_steps(body: bytes, target: str) 
     with contextlib.suppress(BodyTooLargeError, MalformedBodyError):
         await decoded(codecs(decoding)[target], Sent(body, {}, target))
     assert decoding.longest_seconds < 0.1  # some milliseconds, on a machine without other work
+
+
+async def test_the_ends_of_large_objects_are_looked_for_a_few_times_in_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given large objects, of which each is in the one before it, and none ends
+    walk, walked = json_ends._walk, 0
+
+    def counted(text: bytes) -> Any:
+        nonlocal walked
+        walked += len(text)
+        return walk(text)
+
+    monkeypatch.setattr(json_ends, "_walk", counted)
+    body = b'{"event":"a"}' + b'{"x":[\n' * 40 + b'"' + b"a" * (2 * RECORD_BYTES_MAX)
+    # When they are read, each is a text
+    events = await events_of(body)
+    assert len(events) >= 40
+    # Then not all of the rest was walked over for each of them
+    assert walked < 2 * (LOST_ENDS_MAX + 1) * len(body)
 
 
 JSON_VALUES = st.recursive(
