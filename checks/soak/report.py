@@ -115,7 +115,7 @@ def _table(done: list[Done]) -> list[str]:
         skipped = [one.skipped for one in some if one.skipped]
         made = [one for one in some if not one.skipped]
         if not made:
-            lines.append(f"| {name} | {len(some)} | 0 | | | {skipped[0]} |")
+            lines.append(f"| {name} | {len(some)} | 0 | | | {_cell(skipped[0])} |")
             continue
         hits = [one for one in made if one.effect.hit]
         example = (hits or made)[-1]
@@ -123,9 +123,14 @@ def _table(done: list[Done]) -> list[str]:
         lines.append(
             f"| {name} | {len(some)} | {len(hits)} | {_range([one.seconds for one in made])} | "
             f"{_range([one.recovered_seconds for one in made if one.recovered_seconds is not None])} | "
-            f"{example.effect.words}{notes}{f'; {len(skipped)} {skipped[-1]}' if skipped else ''} |"
+            f"{_cell(example.effect.words + notes + (f'; {len(skipped)} {skipped[-1]}' if skipped else ''))} |"
         )
     return lines
+
+
+def _cell(words: str) -> str:
+    """Words as a cell of a table. Messages of servers have line breaks."""
+    return " ".join(words.replace("|", r"\|").split())
 
 
 def _range(seconds: list[float]) -> str:

@@ -84,6 +84,13 @@ def test_faults_that_this_machine_cannot_make_are_not_expected_but_said(tmp_path
     assert "9 of 10 faults took effect; 30 more were left out" in as_markdown(result)
 
 
+def test_a_message_of_several_lines_is_one_cell_of_the_table(tmp_path: Path) -> None:
+    result = _ended(tmp_path, hits=1)
+    result.done[0].effect = Effect(True, "6 backends waited: canceled\n")
+    result.done[0].note = "a | b"
+    assert "| 6 backends waited: canceled (a \\| b) |" in as_markdown(result)
+
+
 def test_a_run_of_nothing_but_impossible_faults_is_no_proof(tmp_path: Path) -> None:
     result = _ended(tmp_path, hits=0, impossible=3)
     assert result.verdict is Verdict.NOT_PROVEN
