@@ -87,30 +87,35 @@ class ConfluentProducer:
     """Producer on confluent-kafka. Make it in the process that uses it: its threads do not survive a fork."""
 
     def __init__(self, bootstrap: Sequence[str], security: KafkaSecurity, clock: Clock) -> None:
+        """Returns at once; it connects in threads of its own. Raises ProducerError if the library refuses an option."""
         self._clock = clock
         self._topic = ""
         self._known: set[int] = set()
         self._open: list[_Sent] = []  # without all their reports, as far as is known
         self.is_broken = False
-        self._client: confluent_kafka.Producer | None = confluent_kafka.Producer(
-            {
-                "bootstrap.servers": ",".join(bootstrap),
-                "client.id": "sluice",
-                "enable.idempotence": True,  # acks from all replicas in sync, order kept, at most 5 requests in flight
-                "linger.ms": 5,  # `flush` does not wait for it
-                "batch.size": PRODUCER_BATCH_BYTES,
-                "message.max.bytes": 2 * BATCH_BYTES_NEEDED,  # the topic's own limit decides
-                "message.timeout.ms": _MESSAGE_TIMEOUT_MS,
-                "request.timeout.ms": _MESSAGE_TIMEOUT_MS,
-                "reconnect.backoff.max.ms": _RECONNECT_MS_MAX,
-                "queue.buffering.max.kbytes": _BUFFER_KBYTES,
-                "queue.buffering.max.messages": 0,  # the bytes limit it
-                "allow.auto.create.topics": False,
-                "log.connection.close": False,  # brokers close idle connections
-                **client_options(security),
-            },
-            logger=_LIBRARY_LOGGER,
-        )
+        self._client: confluent_kafka.Producer | None = None
+        try:
+            self._client = confluent_kafka.Producer(
+                {
+                    "bootstrap.servers": ",".join(bootstrap),
+                    "client.id": "sluice",
+                    "enable.idempotence": True,  # acks=all, order kept, at most 5 requests in flight
+                    "linger.ms": 5,  # `flush` does not wait for it
+                    "batch.size": PRODUCER_BATCH_BYTES,
+                    "message.max.bytes": 2 * BATCH_BYTES_NEEDED,  # the topic's own limit decides
+                    "message.timeout.ms": _MESSAGE_TIMEOUT_MS,
+                    "request.timeout.ms": _MESSAGE_TIMEOUT_MS,
+                    "reconnect.backoff.max.ms": _RECONNECT_MS_MAX,
+                    "queue.buffering.max.kbytes": _BUFFER_KBYTES,
+                    "queue.buffering.max.messages": 0,  # the bytes limit it
+                    "allow.auto.create.topics": False,
+                    "log.connection.close": False,  # brokers close idle connections
+                    **client_options(security),
+                },
+                logger=_LIBRARY_LOGGER,
+            )
+        except KafkaException as error:  # a file that it can't read
+            raise ProducerError(_text(error)) from error
 
     def partitions_for(self, topic: str, seconds_max: float) -> set[int]:
         if topic == self._topic:

@@ -299,8 +299,8 @@ class KafkaWriter:
             now = self._clock.monotonic()
             producer = self._producer
             if producer is None:
-                producer, self._produced_since = self._new_producer(), now
-                self._producer = producer
+                producer = self._producer = self._made_producer()
+                self._produced_since = now
             try:
                 known = producer.partitions_for(self._topic, max(deadline - now, _SHORT_SECONDS))
             except ProducerError as error:
@@ -315,6 +315,15 @@ class KafkaWriter:
             if len(known) >= partitions or self._owed or now - self._produced_since < LOOK_SECONDS:
                 return producer, known
             self._drop_producer(max(deadline - now, _SHORT_SECONDS))
+
+    def _made_producer(self) -> Producer:
+        try:
+            return self._new_producer()
+        except ProducerError as error:
+            self._is_suspect = True
+            raise LogUnavailableError(
+                f"the event log (Kafka) accepts no events: its producer can't be made: {error}"
+            ) from error
 
     def _drop_producer(self, seconds_max: float) -> None:
         producer, self._producer = self._producer, None

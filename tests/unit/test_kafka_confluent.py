@@ -234,6 +234,24 @@ def test_what_a_replaced_producer_owed_is_no_longer_waited_for(rig: Rig) -> None
     assert rig.clock.monotonic() - started < 1.0
 
 
+def test_a_library_that_refuses_its_options_makes_the_log_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a key that librdkafka can't read
+    rig = Rig(monkeypatch)
+    problem = KafkaError(KafkaError._INVALID_ARG, "ssl.key.location failed")
+
+    def refuse(_options: dict[str, Any], logger: object) -> Library:
+        raise KafkaException(problem)
+
+    monkeypatch.setattr(confluent_kafka, "Producer", refuse)
+    # When something is appended, the log is unavailable, and nothing was written
+    with pytest.raises(LogUnavailableError, match=r"accepts no events.*ssl\.key\.location failed"):
+        rig.writer.append([(0, b"x")])
+    # And the next append tries it again
+    monkeypatch.setattr(confluent_kafka, "Producer", rig._new_library)
+    rig.writer.append([(0, b"x")])
+    assert rig.ends == {0: 1}
+
+
 def test_settings_of_links_are_translated(tmp_path: Any) -> None:
     files = TlsFiles("KAFKA", "/ca.pem", "/both.pem", "")
     assert client_options(KafkaSecurity(files, None, Sasl("SCRAM-SHA-512", "me", "secret"))) == {
