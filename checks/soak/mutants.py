@@ -229,8 +229,8 @@ _SEEN_IN_OTHERS = (
         (
             Edit(
                 _COLLECT,
-                "            await self._appender.append(entries, size)\n",
-                "            self._appender.append(entries, size)\n",
+                "            await appended\n",
+                "",
             ),
         ),
         ("log.kill", "ingest.kill", "log.freeze"),

@@ -53,7 +53,7 @@ _ESCAPE_BYTES_MAX: Final = 12  # a pair of surrogates
 
 _OBJECT_BEGIN: Final = re.compile(rb"\s*+\{\s*+")
 _OBJECT_END: Final = re.compile(rb"\}\s*+\Z")
-_FIELD: Final = re.compile(rb'("(?:[^"\\]|\\.){0,1024}+")\s*+:\s*+(?=.)', re.DOTALL)
+_FIELD: Final = re.compile(rb'("(?>(?:[^"\\]|\\.){0,1024})")\s*+:\s*+(?=.)', re.DOTALL)
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NEXT_FIELD: Final = re.compile(rb'\s*+(?:,\s*+(?=")|(?=\}))')
 

@@ -211,8 +211,8 @@ def test_hovering_shows_the_values_of_that_time_in_every_chart(browser: Browser,
     area.hover(position={"x": 1, "y": 20})
     # Then the legends have its values, and say of when they are
     seen.wait("document.querySelector('#legend-rate').innerText.includes('22:12:21')")
-    assert seen.text("#legend-rate") == "22:12:21 rate limit 1,000 /s offered 200 /s admitted 100 /s"
-    assert seen.text("#legend-lag") == "22:12:21 one partition each all partitions 0 events"
+    assert seen.text("#legend-rate") == "11-14 22:12:21 rate limit 1,000 /s offered 200 /s admitted 100 /s"
+    assert seen.text("#legend-lag") == "11-14 22:12:21 one partition each all partitions 0 events"
     # And without it, those of now
     seen.page.mouse.move(1, 1)
     seen.wait("!document.querySelector('#legend-rate').innerText.includes('22:12:21')")

@@ -151,7 +151,9 @@ def test_files_without_tls_are_refused(tmp_path: Path) -> None:
 
 def test_a_redis_cluster_is_refused_by_name(settings: Settings, tmp_path: Path) -> None:
     plain = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb")
-    server = dataclasses.replace(plain, command=[*plain.command, "--cluster-enabled", "yes"])
+    server = dataclasses.replace(
+        plain, command=[*plain.command, "--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    )
     try:
         server.start()
         # A log on it can't be used, and says why

@@ -28,7 +28,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
 
 
 def test_it_runs_only_if_it_is_named() -> None:
-    assert set(MARKS) - set(arguments_of([]).only) == {MARK}
+    assert MARK in set(MARKS) - set(arguments_of([]).only)
     assert arguments_of(["--only", MARK]).only == [MARK]
 
 

@@ -71,6 +71,7 @@ OPERATIONS = {
     "getMetrics": ("GET /metrics", {"200", "401"}),
     "getPage": ("GET /", {"200", "401"}),
     "getEvents": ("GET /events", {"200", "401"}),
+    "getCharts": ("GET /charts/{span}", {"200", "401", "404"}),
     "getAsset": ("GET /assets/{name}", {"200", "401", "404"}),
     "getOpenApi": ("GET /openapi.json", {"200", "401", "304"}),
     "getDocs": ("GET /docs", {"200", "401", "304"}),
