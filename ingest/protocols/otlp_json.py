@@ -298,10 +298,10 @@ def _without_large_texts(text: bytes) -> bytes:
     """
     try:
         fields = [(name, _SHORTENED.get(name, bytes)(value)) for name, value in large_fields(text)]
-    except ValueError:
-        fields = []
+    except (ValueError, MalformedBodyError) as error:
+        raise UnmappableError(f"it has more than {RECORD_BYTES_MAX} bytes: {error}") from error
     found = b"{%b}" % b",".join(b"%b:%b" % field for field in fields)
-    if not fields or len(found) > RECORD_BYTES_MAX:
+    if len(found) > RECORD_BYTES_MAX:
         raise UnmappableError(f"it has more than {RECORD_BYTES_MAX} bytes")
     return found
 

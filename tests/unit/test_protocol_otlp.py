@@ -683,6 +683,12 @@ async def test_a_record_that_is_too_large_or_has_too_many_values_is_rejected() -
         await batch_of(json.dumps(document(GOOD, resource=[*many, *many])).encode())
 
 
+async def test_a_large_record_whose_attributes_are_no_list_is_rejected_alone_in_json() -> None:
+    large: Json = {"body": text("x" * RECORD_BYTES_MAX), "attributes": {"a": 1}}
+    batch = await batch_of(json.dumps(document(GOOD, large, GOOD)).encode())
+    assert ([event.message for event in batch.events], batch.rejected) == (["good", "good"], 1)
+
+
 async def test_a_large_record_may_have_any_body_in_protobuf() -> None:
     # Given large records: an empty body before a field that looks like a text, a body with two values, and one that has
     # more fields than a record may have within its attributes
