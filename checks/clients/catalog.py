@@ -43,6 +43,9 @@ class Client:
         return self.allowed.get(situation, frozenset())
 
 
+# What was refused goes into another body, with other ids, if events came in between. So does what was stored and cut.
+_REPEATS_WITH_MORE: Final = {Situation.CUT: frozenset({May.DOUBLE})}
+
 # What docs/protocols/otlp.md tells people to set, and a batch that the limit lets through.
 _OTLP: Final = {
     "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://127.0.0.1:{port}/v1/logs",
@@ -95,6 +98,10 @@ CLIENTS: Final = (
         "protocols/elasticsearch.md", "winston-elasticsearch", _node("winston-elasticsearch"),
     ),
     Client(
+        "pino-elasticsearch", "pino-elasticsearch", NPM, "elasticsearch", "bulk", "/_bulk",
+        "protocols/elasticsearch.md", "pino-elasticsearch", _node("pino-elasticsearch"), allowed=_REPEATS_NOTHING,
+    ),
+    Client(
         "rsyslog", "rsyslog", DEBIAN, "elasticsearch", "bulk", "/_bulk",
         "protocols/elasticsearch.md", "rsyslog `omelasticsearch`",
         ("./rsyslogd", "-n", "-f", "{work}/rsyslog.conf", "-i", "{work}/pid", "-M", "{kit}/rsyslog"),
@@ -103,6 +110,10 @@ CLIENTS: Final = (
     Client(
         "pino-loki", "pino-loki", NPM, "loki", "Loki, JSON", "/loki/api/v1/push",
         "protocols/loki.md", "pino-loki 3", _node("pino-loki"), allowed=_REPEATS_NOTHING,
+    ),
+    Client(
+        "winston-loki", "winston-loki", NPM, "loki", "Loki, protobuf", "/loki/api/v1/push",
+        "protocols/loki.md", "winston-loki 6", _node("winston-loki"), allowed=_REPEATS_WITH_MORE,
     ),
     Client(
         "loki4j", "loki-logback-appender", MAVEN, "loki", "Loki, JSON", "/loki/api/v1/push",
@@ -125,5 +136,13 @@ CLIENTS: Final = (
     Client(
         "winston-http", "winston", NPM, "lines", "lines", "/api/logs/lines",
         "protocols.md", "winston, `Http` transport", _node("winston-http"), allowed=_REPEATS_NOTHING,
+    ),
+    Client(
+        "pino-http-send", "pino-http-send", NPM, "lines", "lines", "/api/logs/lines",
+        "protocols.md", "pino-http-send", _node("pino-http-send"),
+    ),
+    Client(
+        "logtail-js", "@logtail/node", NPM, "lines", "lines", "/api/logs/lines",
+        "protocols.md", "Logtail for Node", _node("logtail"), allowed=_REPEATS_WITH_MORE,
     ),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, Final
 import psycopg2
 
 from pipeline import wiring
+from pipeline.errors import StoreUnavailableError
 from pipeline.settings import Settings
 from stack.config import StackConfig, environ_of_its_own
 from stack.system import System
@@ -51,7 +52,7 @@ def wait_for(condition: Callable[[], bool], what: str, *, seconds_max: float = _
     """Wait until a condition holds; no answer counts as no. Raises NotReadyError."""
     deadline = time.monotonic() + seconds_max
     while True:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreUnavailableError):
             if condition():
                 return
         if time.monotonic() > deadline:
@@ -85,13 +86,23 @@ class Sluice:
     @contextlib.contextmanager
     def limited(self, rate: float) -> Iterator[None]:
         """Admit only so many events per second until the block ends, as an operator may set it."""
-        until = self._control.state().time + _OVERRIDE_SECONDS
-        self._control.set_override(rate, until=until, actor=_ACTOR, why="clients must get 429")
+        control = self._control
+
+        def begin() -> bool:
+            until = control.state().time + _OVERRIDE_SECONDS
+            control.set_override(rate, until=until, actor=_ACTOR, why="clients must get 429")
+            return True
+
+        def end() -> bool:
+            control.clear_override(actor=_ACTOR, why="enough of them")
+            return True
+
         try:
+            wait_for(begin, "the control store takes an override")
             wait_for(lambda: self._rate() == rate, "ingest knows the override")
             yield
         finally:
-            self._control.clear_override(actor=_ACTOR, why="enough of them")
+            wait_for(end, "the control store takes the end of the override")
         wait_for(lambda: self._rate() > rate, "ingest knows the end of the override")
 
     def restart_ingest(self) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -146,7 +146,8 @@ def test_all_is_stored_once_through_a_rate_limit_and_a_lost_answer(name: str) ->
         assert metric(limited.port, 'sluice_ingest_protocol_requests_total{protocol="elasticsearch",status="429"}') > 0
 
 
-def test_a_call_that_a_restart_of_ingest_breaks_is_repeated_and_stored_once() -> None:
+@pytest.mark.parametrize("name", ["elasticsearch", "opensearch"])
+def test_a_call_that_a_restart_of_ingest_breaks_is_repeated_and_stored_once(name: str) -> None:
     # Given a program that repeats its call, as docs/protocols/elasticsearch.md recommends, with ids of its own
     wanted = [document | {"_id": f"{uuid.uuid4()}"} for document in documents("again", 100)]
     with running_ingest() as edge, contextlib.ExitStack() as stack:
@@ -156,13 +157,19 @@ def test_a_call_that_a_restart_of_ingest_breaks_is_repeated_and_stored_once() ->
             edge.stop()
             yield from wanted[50:]
 
-        client = stack.enter_context(elastic(edge.port))
-        with pytest.raises(elasticsearch.ConnectionError):
-            elasticsearch.helpers.bulk(client, paced(), **PATIENT)
+        def send(wanted: Iterable[dict[str, Any]]) -> object:
+            if name == "elasticsearch":
+                return elasticsearch.helpers.bulk(elastic_client, wanted, **PATIENT)
+            return opensearchpy.helpers.bulk(opensearch_client, wanted, **PATIENT)
+
+        elastic_client = stack.enter_context(elastic(edge.port))
+        opensearch_client = stack.enter_context(opensearch(edge.port))
+        with pytest.raises((elasticsearch.ConnectionError, opensearchpy.ConnectionError)):
+            send(paced())
         assert 0 < len(sent_by("again", edge)) < 100
         # When ingest runs again
         stack.enter_context(restarted(edge))
-        assert elasticsearch.helpers.bulk(client, wanted, **PATIENT) == (100, [])
+        assert send(wanted) == (100, [])
         # Then the log has some documents twice with one id, and the drain stores one of them
         assert len(edge.records()) > 100
         assert sent_by("again", edge) == sent("again", 100)
