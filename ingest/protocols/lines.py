@@ -141,15 +141,18 @@ def _packed(builder: BatchBuilder, body: bytes) -> Iterator[Any]:
         if end - at > PACKED_BYTES_MAX:
             raise BodyTooLargeError(PACKED_BYTES_MAX, "bytes")
         value: Any = None
+        time_ns = None
         is_alone = end - at == len(body)
         try:
-            value = _with_text_keys(msgspec.msgpack.decode(body[at:end]))
+            packed = msgspec.msgpack.decode(body[at:end])
+            time_ns = _entry_time_ns(packed)
+            value = _json_value(packed)
         except (*NO_JSON, TypeError):  # TypeError: a key that is an array
             is_alone = False
         if not isinstance(value, dict | list) and not is_alone:  # each byte of a text is a number
             yield from map(record_of, lines(body[at:]))
             return
-        yield from _of_packed(value)
+        yield from _of_packed(value, time_ns)
         at = end
 
 
@@ -165,12 +168,12 @@ def _end_of_packed(body: bytes, at: int) -> int | None:
     return len(body)
 
 
-def _of_packed(value: Any) -> Iterator[Any]:
-    """The records of a value."""
+def _of_packed(value: Any, time_ns: int | None) -> Iterator[Any]:
+    """The records of a value, which has a time if it is an entry of Fluent Bit."""
     if isinstance(value, dict) and isinstance(value.get(LIST_KEY), list):
         value = value[LIST_KEY]
     match value:
-        case [time, {**record}] if (time_ns := _packed_time_ns(time)) is not None:  # an entry of Fluent Bit
+        case [_, {**record}] if time_ns is not None:
             yield {TIME[0]: time_ns, **record}
         case list():
             for one in value:
@@ -179,21 +182,31 @@ def _of_packed(value: Any) -> Iterator[Any]:
             yield value if isinstance(value, dict | str) else compact_json(value)
 
 
-def _packed_time_ns(value: Any) -> int | None:
+def _entry_time_ns(value: Any) -> int | None:
     """The time of an entry, alone or before its metadata: seconds, or Fluentd's EventTime; None if it is none."""
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
-        value = value[0]
-    if isinstance(value, msgspec.msgpack.Ext) and len(data := bytes(value.data)) == 2 * _EVENT_TIME_BYTES:
-        seconds, nanoseconds = data[:_EVENT_TIME_BYTES], data[_EVENT_TIME_BYTES:]
-        return int.from_bytes(seconds) * 10**9 + int.from_bytes(nanoseconds)
-    return time_ns_of(value)
+    match value:
+        case [[time, {}], {}] | [time, {}]:
+            if isinstance(time, msgspec.msgpack.Ext) and len(data := bytes(time.data)) == 2 * _EVENT_TIME_BYTES:
+                seconds, nanoseconds = data[:_EVENT_TIME_BYTES], data[_EVENT_TIME_BYTES:]
+                return int.from_bytes(seconds) * 10**9 + int.from_bytes(nanoseconds)
+            return time_ns_of(time)
+    return None
 
 
-def _with_text_keys(value: Any) -> Any:
-    """A value of msgpack with keys that JSON has: msgpack allows any. Raises RecursionError."""
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): _with_text_keys(inner) for key, inner in value.items()}
-    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
+def _json_value(value: Any) -> Any:
+    """A value of msgpack as JSON can have it. Raises RecursionError.
+
+    msgpack allows any key, and types of an application's own: of these, the bytes are kept. As a text, such a value
+    would have its address in memory, so a repeat would be another event.
+    """
+    match value:
+        case dict():
+            return {key if isinstance(key, str) else str(key): _json_value(inner) for key, inner in value.items()}
+        case list():
+            return [_json_value(inner) for inner in value]
+        case msgspec.msgpack.Ext():
+            return bytes(value.data)
+    return value
 
 
 def _of_pieces(body: bytes) -> Iterator[Any]:

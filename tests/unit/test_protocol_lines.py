@@ -201,6 +201,14 @@ async def test_msgpack_forms_and_cloud_events() -> None:
 PACKED = {"content_type": "application/msgpack"}
 
 
+async def test_msgpack_types_of_an_application_are_the_same_text_each_time() -> None:
+    # Given values of types that Sluice does not know, twice in one body, so that both are in memory at once
+    odd = {"message": "a", "value": msgspec.msgpack.Ext(5, b"x"), "inner": [msgspec.msgpack.Ext(0, b"12345678")]}
+    first, second = (await batch_of(msgspec.msgpack.encode([odd, odd]), **PACKED)).events
+    assert first.attributes == second.attributes
+    assert first.attributes == {"value": "eA==", "inner": '["MTIzNDU2Nzg="]'}
+
+
 async def test_msgpack_values_without_a_record_are_bounded_and_take_steps() -> None:
     # Given empty arrays, a byte each
     few, many = b"\x90" * 9, b"\x90" * 11
