@@ -34,6 +34,8 @@ COUNT: Final = 60
 BATCH: Final = 20
 # What each has in place of an answer: a connection that is cut, or that is refused
 CUTS: Final = (requests.ConnectionError, httpx.TransportError, aiohttp.ClientError, urllib3.exceptions.HTTPError)
+# and a slow answer, once the time that each was given has passed
+SLOW: Final = (requests.Timeout, httpx.TimeoutException, TimeoutError, urllib3.exceptions.TimeoutError)
 
 # Sends one batch: its numbers. Returns the status of the answer; raises what the client raises without one.
 Send = Callable[[range], int]
@@ -45,27 +47,27 @@ def own_json(numbers: range) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def with_requests(port: int) -> Iterator[Send]:
+def with_requests(port: int, seconds_max: float = WAIT_SECONDS_MAX) -> Iterator[Send]:
     with requests.Session() as session:
         yield (
             lambda numbers: (
                 session.post(
-                    f"http://127.0.0.1:{port}/api/logs", json=own_json(numbers), timeout=WAIT_SECONDS_MAX
+                    f"http://127.0.0.1:{port}/api/logs", json=own_json(numbers), timeout=seconds_max
                 ).status_code
             )
         )
 
 
 @contextlib.contextmanager
-def with_httpx(port: int) -> Iterator[Send]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_SECONDS_MAX) as client:
+def with_httpx(port: int, seconds_max: float = WAIT_SECONDS_MAX) -> Iterator[Send]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=seconds_max) as client:
         yield lambda numbers: client.post("/api/logs", json=own_json(numbers)).status_code
 
 
 @contextlib.contextmanager
-def with_aiohttp(port: int) -> Iterator[Send]:
+def with_aiohttp(port: int, seconds_max: float = WAIT_SECONDS_MAX) -> Iterator[Send]:
     async def begin() -> aiohttp.ClientSession:
-        timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS_MAX)
+        timeout = aiohttp.ClientTimeout(total=seconds_max)
         return aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout)
 
     async def send(session: aiohttp.ClientSession, numbers: range) -> int:
@@ -81,9 +83,9 @@ def with_aiohttp(port: int) -> Iterator[Send]:
 
 
 @contextlib.contextmanager
-def with_datadog(port: int) -> Iterator[Send]:
+def with_datadog(port: int, seconds_max: float = WAIT_SECONDS_MAX) -> Iterator[Send]:
     """Datadog's client, as docs/protocols.md sets it: what it adds to its address becomes a query without a meaning."""
-    configuration = datadog_api_client.Configuration(request_timeout=WAIT_SECONDS_MAX)
+    configuration = datadog_api_client.Configuration(request_timeout=seconds_max)
     configuration.api_key["apiKeyAuth"] = "any"
     configuration.server_index = 1
     configuration.server_variables.update(protocol="http", name=f"127.0.0.1:{port}/api/logs/lines?")
@@ -104,7 +106,7 @@ def with_datadog(port: int) -> Iterator[Send]:
 
 
 @contextlib.contextmanager
-def with_cloudevents(port: int) -> Iterator[Send]:
+def with_cloudevents(port: int, seconds_max: float = WAIT_SECONDS_MAX) -> Iterator[Send]:
     """CloudEvents as a batch: each has an id of its own."""
     with requests.Session() as session:
 
@@ -119,7 +121,7 @@ def with_cloudevents(port: int) -> Iterator[Send]:
             ]  # fmt: skip
             batch = [json.loads(to_structured_event(event).body) for event in events]
             return session.post(
-                f"http://127.0.0.1:{port}/api/logs/lines", data=json.dumps(batch), timeout=WAIT_SECONDS_MAX,
+                f"http://127.0.0.1:{port}/api/logs/lines", data=json.dumps(batch), timeout=seconds_max,
                 headers={"Content-Type": "application/cloudevents-batch+json"},
             ).status_code  # fmt: skip
 
@@ -130,7 +132,7 @@ def time_of(number: int) -> str:
     return (BEGAN + timedelta(milliseconds=number)).isoformat()
 
 
-CLIENTS: Final[dict[str, Callable[[int], contextlib.AbstractContextManager[Send]]]] = {
+CLIENTS: Final[dict[str, Callable[..., contextlib.AbstractContextManager[Send]]]] = {
     "requests": with_requests,
     "httpx": with_httpx,
     "aiohttp": with_aiohttp,
@@ -168,7 +170,7 @@ def stored(edge: RunningIngest) -> list[str]:
 
 
 @pytest.mark.parametrize("name", list(CLIENTS))
-def test_all_is_stored_once_through_a_limit_a_cut_and_a_restart(name: str) -> None:
+def test_all_is_stored_once_through_a_limit_a_cut_a_slow_answer_and_a_restart(name: str) -> None:
     # Given a bucket that is in debt, and a connection that is cut once after its events are stored
     with running_ingest(rate_min=RATE, rate_max=RATE) as edge, contextlib.ExitStack() as stack:
         assert post(edge.port, [sample()] * int(2 * RATE)).status == 202
@@ -178,13 +180,18 @@ def test_all_is_stored_once_through_a_limit_a_cut_and_a_restart(name: str) -> No
         program = Program(stack.enter_context(CLIENTS[name](proxy.port)))
         program.run(range(COUNT // 3))
         assert metric(edge.port, 'http_requests_total{status="429"}') == program.seen["429"] > 0
-        assert proxy.counts.swallowed == 1
+        assert proxy.counts.swallowed == program.seen["no answer"] == 1
         assert len(edge.records()) == 2 * RATE + 2 * BATCH, "the batch whose answer was lost came again"
+        # And an answer that is slow
+        proxy.blackhole()
+        with CLIENTS[name](proxy.port, 0.2) as impatient, pytest.raises(SLOW):
+            impatient(range(BATCH))
+        proxy.restore()
         # When ingest is stopped and runs again while the program sends
         edge.stop()
         rest = threading.Thread(target=program.run, args=(range(COUNT // 3, COUNT),))
         rest.start()
-        eventually(lambda: proxy.counts.refused > 0, "the program has found no server")
+        eventually(lambda: program.seen["no answer"] > 1, "the program has found no server")
         stack.enter_context(restarted(edge))
         rest.join(WAIT_SECONDS_MAX)
         # Then everything is stored, and nothing twice
