@@ -12,8 +12,9 @@ from checks.clients.catalog import CLIENTS, Client
 from checks.clients.judge import May, Situation
 from checks.clients.kits import DEBIAN, NPM
 from checks.clients.run import Plan, Sender
-from checks.clients.sluice import message
+from checks.clients.sluice import NotReadyError, message, wait_for
 from checks.testbed.kits import Kit, KitError
+from pipeline.errors import StoreUnavailableError
 
 DOCS = Path(__file__).parents[2] / "docs"
 LOSS = re.compile(r"drop|lose|lost|loss|raise")
@@ -168,3 +169,16 @@ def test_a_shipper_that_ends_by_itself_is_a_problem(tmp_path: Path) -> None:
     sender = Sender(failing, tmp_path, tmp_path / "work", 4711, PLAN)
     sender.start()
     assert sender.wait(lambda: 0) == ["the shipper ended with status 1: bad configuration"]
+
+
+def test_a_control_store_that_does_not_answer_yet_is_waited_for() -> None:
+    errors = [StoreUnavailableError("no answer"), OSError()]
+
+    def condition() -> bool:
+        if errors:
+            raise errors.pop()
+        return True
+
+    wait_for(condition, "it answers")
+    with pytest.raises(NotReadyError, match="it answers"):
+        wait_for(lambda: False, "it answers", seconds_max=0.1)
