@@ -19,7 +19,7 @@ _SHORT = {"cases": 600, "fuzz_seconds": 30, "attack_seconds": 60.0}
 
 
 def plan_of(asked: argparse.Namespace) -> Plan:
-    """What is asked for. Raises ValueError for what makes no sense."""
+    """The plan that the arguments request. Raises ValueError if they make no sense."""
     parts = tuple(name for name in asked.only.split(",") if name) or PARTS
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -34,14 +34,14 @@ def plan_of(asked: argparse.Namespace) -> Plan:
 
 
 def main(words: list[str]) -> int:
-    """Run, report, and say by the exit status what came of it."""
+    """Run, and write the report. The exit status gives the result."""
     asked = parse(words)
     try:
         plan = plan_of(asked)
     except ValueError as error:
         print(f"hostile: {error}", file=sys.stderr)
         return 2
-    # Both end it in order, servers included; a shell lets programs in its background ignore Ctrl-C.
+    # Both end it in order, servers included; programs in a shell's background ignore Ctrl-C.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     missing = fuzzing.missing()
@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
         return 2
     print(f"again with: {again(plan)}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="sluice-hostile-"))
-    folder.chmod(0o755)  # PostgreSQL, as another user, passes through it
+    folder.chmod(0o755)  # PostgreSQL runs as another user and needs to enter it
     began = time.monotonic()
 
     def tell(what: str) -> None:
@@ -77,7 +77,7 @@ def main(words: list[str]) -> int:
 
 
 def again(plan: Plan) -> str:
-    """The command that does the same again."""
+    """The command that repeats the run."""
     words = [
         f"./hostile.sh --seed {plan.seed} --cases {plan.cases} --fuzz-seconds {plan.fuzz_seconds}",
         f"--attack-seconds {plan.attack_seconds:g} --processes {plan.processes}",

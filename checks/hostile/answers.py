@@ -1,4 +1,4 @@
-"""Sends the JSON cases and a corpus to a running ingest, and says which answers are wrong."""
+"""Sends the JSON cases and a corpus to a running ingest, and lists the wrong answers."""
 
 import contextlib
 from collections import Counter
@@ -13,9 +13,9 @@ from ingest.framing import found_coding
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
-SECONDS_MAX: Final = 30.0  # for one answer, on a machine that is busy
+SECONDS_MAX: Final = 30.0  # for one answer, on a busy machine
 _OF_CASES: Final = {"y": {202, 422}, "n": {400}, "i": {202, 400, 422}}
-# By the oracle's outcome. It counts with smaller limits than ingest, and knows gzip, not what is in it.
+# By the oracle's outcome. Its limits are smaller than ingest's, and it checks gzip but not the content in it.
 _OF_OUTCOMES: Final = {
     "events": {202},
     "invalid": {422},
@@ -34,7 +34,7 @@ _OF_PROTOCOLS: Final = {
 
 
 def wrong_answers_to_cases(port: int, content_type: str) -> tuple[int, list[str]]:
-    """How many requests were sent, and what was wrong: each case as a body, and within an event."""
+    """Send each case as a body and within an event; returns the number of requests, and the wrong answers."""
     wrong = []
     count = 0
     with Wire(port, seconds_max=SECONDS_MAX) as wire:
@@ -55,7 +55,7 @@ def wrong_answers_to_cases(port: int, content_type: str) -> tuple[int, list[str]
 
 
 def wrong_answers_to_corpus(port: int, inputs: Iterable[tuple[str, bytes]]) -> tuple[Counter[str], list[str]]:
-    """Answers by kind and status, and what was wrong; inputs are (name, bytes) as `oracle.judge` takes them."""
+    """Answers by kind and status, and the wrong ones; inputs are (name, bytes) as `oracle.judge` takes them."""
     seen = Counter[str]()
     wrong = []
     for name, data in inputs:
@@ -73,7 +73,7 @@ def wrong_answers_to_corpus(port: int, inputs: Iterable[tuple[str, bytes]]) -> t
                 status = _answer_to_body(port, kind, data[1:])
         seen[f"{kind} {status or 'none'}"] += 1
         if kind in "HC":
-            is_right = status in (None, 100, 503) or 200 <= status < 500  # 100: it waits for the body
+            is_right = status in (None, 100, 503) or 200 <= status < 500  # 100: ingest waits for the body
         elif kind in "PD":
             is_right = status in _OF_PROTOCOLS[judge(data)]
         else:
@@ -86,9 +86,9 @@ def wrong_answers_to_corpus(port: int, inputs: Iterable[tuple[str, bytes]]) -> t
 
 
 def wrong_answers_of_protocols(port: int) -> tuple[int, list[str]]:
-    """How many requests were sent, and what was wrong: each case as a body for each other protocol.
+    """Send each case as a body to each other protocol; returns the number of requests, and the wrong answers.
 
-    What makes no event of a protocol is refused as a whole or accepted. Where a protocol takes all, it is accepted.
+    Ingest may accept a body without an event, or refuse all of it. If the protocol accepts any content, it accepts it.
     """
     wrong = []
     count = 0
@@ -118,7 +118,7 @@ def _answer_to_protocol(port: int, target: Target, body: bytes) -> int:
 
 
 def _is_well(wire: Wire) -> list[str]:
-    """A good event is taken, on the same connection."""
+    """A good event is accepted on the same connection."""
     wire.send(request(GOOD))
     status = wire.answer().status
     return [] if status == 202 else [f"a good event after all that: {status}"]
@@ -132,9 +132,9 @@ def _answer_to_body(port: int, kind: str, body: bytes) -> int:
 
 
 def _answer_to_raw(port: int, data: bytes) -> int | None:
-    """The status of the first answer; None where the connection is closed without one."""
+    """The status of the first answer; None if the connection is closed without one."""
     with Wire(port, seconds_max=SECONDS_MAX) as wire, contextlib.suppress(EOFError, ConnectionError):
         wire.send(data)
-        wire.send_eof()  # whatever it promises does not come
+        wire.send_eof()  # the rest of a body never comes
         return wire.answer(has_body=False).status
     return None

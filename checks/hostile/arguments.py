@@ -29,7 +29,7 @@ Everything listens on the loopback address only. Exit status: 0 held, 1 broken, 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is asked for."""
+    """What a run does."""
 
     seed: int
     parts: tuple[str, ...] = PARTS

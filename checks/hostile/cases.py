@@ -1,7 +1,7 @@
-"""JSON documents at the edges of RFC 8259: y_ must be taken for JSON, n_ must not, i_ is left to the reader.
+"""JSON documents at the edges of RFC 8259: a reader must accept y_ and refuse n_, and may do either with i_.
 
-Written for this project; the names say what each is about. Ingest answers n_ with 400 `malformed`. Most of y_ are no
-events, so 422 is as good as 202 there.
+They were written for this project; each name describes its case. Ingest answers n_ with 400 `malformed`. Most y_ are
+not events, so 422 is as good as 202 there.
 """
 
 import json
@@ -14,7 +14,7 @@ GOOD: Final = json.dumps(EVENT).encode()
 _YES: Final[dict[str, bytes]] = {
     "array_empty": b"[]",
     "array_of_blanks": b"[ \t\r\n]",
-    "array_nested": b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",  # as deep as is allowed
+    "array_nested": b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",  # the greatest depth allowed
     "array_of_many_arrays": b"[" + b"[]," * 15 + b"[]]",
     "array_of_very_many_arrays": b"[" + b"[[]]," * 100 + b"[]]",
     "array_mixed": b'[null,true,false,0,"",[],{}]',
@@ -187,7 +187,7 @@ _NO: Final[dict[str, bytes]] = {
     "form": b"message=a&source=b",
     "javascript": b"new Date()",
     "json5": b"{message: 'a',}",
-    "lines": GOOD + b"\n" + GOOD,  # NDJSON, called JSON
+    "lines": GOOD + b"\n" + GOOD,  # NDJSON sent as JSON
 }
 
 _EITHER: Final[dict[str, bytes]] = {
@@ -216,6 +216,6 @@ def cases() -> Iterator[tuple[str, bytes]]:
 
 
 def within_event(body: bytes) -> bytes | None:
-    """The same inside of an event's attributes; None where it would be something else there."""
+    """The case inside an event's attributes; None if it would mean something else there."""
     is_one = body.strip(b" \t\r\n") and body.count(b"[") < 30
     return GOOD[:-1] + b',"attributes":{"v":' + body + b"}}" if is_one else None

@@ -21,8 +21,8 @@ from jsonschema import Draft202012Validator
 from schemathesis.engine import events, from_schema
 from schemathesis.generation import GenerationMode
 
-# Making long texts and batches takes most of the time, so most requests are made of short ones. Answers are held
-# against the same rules.
+# Making long texts and batches takes most of the time, so most requests use short ones. The same rules apply to the
+# answers.
 _SHORT: Final = {"text": 12, "message": 60, "items": 2, "attributes": 3}
 _FAILURES_KEPT: Final = 20
 # A body that breaks the schema may also be too large, or not be JSON at all.
@@ -31,22 +31,22 @@ _REFUSALS: Final = [400, 404, 405, 408, 413, 415, 417, 422, 429, 431]
 
 @dataclass
 class Report:
-    """What came of the requests: how many, their answers by status (0: none came), and what was wrong with answers."""
+    """The number of requests, their answers by status (0: no answer), and what was wrong with the answers."""
 
     cases: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # the first of each failure, so that it can be repeated
+    examples: dict[str, str] = field(default_factory=dict)  # the first of each failure, to repeat it
 
     def add(self, other: "Report") -> None:
-        """Take another share's."""
+        """Add the report of another share."""
         self.cases += other.cases
         self.statuses += other.statuses
         self.failures += other.failures
         self.examples = {**other.examples, **self.examples}
 
     def json(self) -> str:
-        """All of it, for the process that adds shares up."""
+        """The report for the process that adds up the shares."""
         return json.dumps(vars(self))
 
     @classmethod
@@ -70,8 +70,8 @@ def _ndjson_body(context: schemathesis.SerializationContext, value: Any) -> Any:
 
 
 def _follow_words(event: dict[str, Any], ids: set[str]) -> None:
-    """Keep the rules that the document can only say in words; `ids` are those of the events before in the body."""
-    # To JSON Schema 5.0 is an integer, to ingest it is none.
+    """Apply the rules that the document has only in words; `ids` are those of earlier events in the body."""
+    # 5.0 is an integer for JSON Schema, but not for ingest.
     if isinstance(event.get("timestamp"), float) and event["timestamp"].is_integer():
         event["timestamp"] = int(event["timestamp"])
     # Two events of one body do not share an id.
@@ -80,7 +80,7 @@ def _follow_words(event: dict[str, Any], ids: set[str]) -> None:
             del event["eventId"]
         else:
             ids.add(event["eventId"])
-    # PostgreSQL knows no negative zero.
+    # PostgreSQL has no negative zero.
     attributes = event.get("attributes")
     if isinstance(attributes, dict):
         for key, one in attributes.items():
@@ -89,7 +89,7 @@ def _follow_words(event: dict[str, Any], ids: set[str]) -> None:
 
 
 def _dumps(value: Any, ids: set[str] | None = None) -> bytes:
-    """JSON, with characters beyond ASCII escaped in about half of the bodies; `ids` are those of lines before it."""
+    """JSON; about half of the bodies escape characters beyond ASCII. `ids` are those of earlier lines."""
     if isinstance(value, bytes):
         return value
     ids = set() if ids is None else ids
@@ -111,7 +111,7 @@ def _coding(case: schemathesis.Case[Any]) -> str:
 
 
 def _is_negative(case: schemathesis.Case[Any]) -> bool:
-    """Whether the body was made to break its schema."""
+    """Whether schemathesis made the body to break its schema."""
     return any(
         location.value == "body" and component.mode is GenerationMode.NEGATIVE
         for location, component in (case.meta.components.items() if case.meta is not None else ())
@@ -119,8 +119,8 @@ def _is_negative(case: schemathesis.Case[Any]) -> bool:
 
 
 def _with_small_fractions(body: Any) -> Any:
-    """A body with a small number for each in attributes that is written with a fraction or an exponent: the document
-    says in words alone that those may be larger than integers.
+    """The body with a small number for each number in attributes that has a fraction or an exponent. Those may be
+    larger than integers, which the document says only in words.
     """
     if isinstance(body, list):
         return [_with_small_fractions(event) for event in body]
@@ -138,8 +138,8 @@ _REAL_BODIES: Final[dict[str, Draft202012Validator]] = {}  # by media type: what
 
 @schemathesis.hook
 def filter_case(_context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
-    """Leave out what breaks the schema of which requests are made, and not the contract: codings that mean one that it
-    has, since HTTP's words have no case, and bodies that are too long for the shortened document alone.
+    """Leave out requests that break the schema but keep the contract: other names of allowed codings (HTTP ignores
+    their case), and bodies that are too long only for the shortened document.
     """
     real = _REAL_BODIES.get(str(case.media_type))
     if _is_negative(case) and real is not None and real.is_valid(_with_small_fractions(case.body)):
@@ -150,7 +150,7 @@ def filter_case(_context: schemathesis.HookContext, case: schemathesis.Case[Any]
 
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with short texts and batches, of which requests are made quickly; POST /api/logs alone."""
+    """The document with short texts and batches, which make requests quickly; only POST /api/logs."""
     document = json.loads(json.dumps(document))
     document["paths"] = {"/api/logs": document["paths"]["/api/logs"]}
     schemas = document["components"]["schemas"]
@@ -165,8 +165,8 @@ def shortened(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(url: str, *, cases: int, seed: int, is_short: bool, seconds_max: float, mode: str = "all") -> Report:
-    """Send about `cases` requests to each operation; `is_short`: see `shortened`. Without it, with the examples and
-    the boundaries of the document too. `mode`: requests that keep the schema (positive), break it (negative), or all.
+    """Send about `cases` requests to each operation. `is_short`: see `shortened`; without it, the document's examples
+    and boundaries are sent too. `mode`: requests that keep the schema (positive), break it (negative), or all.
     """
     with urllib.request.urlopen(f"{url}/openapi.json", timeout=10) as answer:
         document = json.loads(answer.read())
@@ -189,7 +189,7 @@ def run(url: str, *, cases: int, seed: int, is_short: bool, seconds_max: float, 
                 "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", 503]},
                 "negative_data_rejection": {"expected-statuses": _REFUSALS},
             },
-            # Other protocols refuse no body for its content, and the document does not say what is one of theirs.
+            # Other protocols refuse no body for its content, and the document does not define their bodies.
             "operations": [
                 {
                     "include-tag": "protocols",

@@ -21,10 +21,10 @@ import cramjam
 
 HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 OPEN_SECONDS_MAX: Final = 30.0
-NICENESS: Final = 10  # attackers are elsewhere: what ingest has to do for them counts, not what they do themselves
+NICENESS: Final = 10  # real attackers use other machines: only ingest's work for them counts, not theirs
 AGAIN_SECONDS: Final = 0.2  # between the end of a connection and the next
 
-# Bodies of a mebibyte of which a parser makes as much work as it can.
+# Bodies of a mebibyte that cost a parser as much work as possible.
 SLOW_BODIES: Final = (
     b"[" + b"[]," * 349_000 + b"[]]",
     b'{"a":[' + b"{}," * 340_000 + b"1]}",
@@ -32,7 +32,7 @@ SLOW_BODIES: Final = (
     b'{"\\ud800":[' + b'"[",' * 250_000 + b"1]}",
     b"{" + b",".join(b'"%d":1' % number for number in range(80_000)) + b"}",
 )
-# The same for other protocols: (path, media type, body). The compressed ones are as large as may be once inflated.
+# The same for other protocols: (path, media type, body). The compressed ones inflate to the largest size allowed.
 _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 HARD_FOR_OTHERS: Final = (
@@ -54,7 +54,7 @@ HARD_FOR_OTHERS: Final = (
 
 @dataclass
 class Fate:
-    """What became of the connections. `cut_seconds`: from the first byte of one that trickled to its end."""
+    """How the connections ended. `cut_seconds`: from the first byte of a trickling connection to its end."""
 
     opened: int = 0
     refused: int = 0  # not even opened
@@ -62,10 +62,10 @@ class Fate:
     cut_seconds: list[float] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)  # of slow bodies, by status
     others: Counter[str] = field(default_factory=Counter)  # answers to slow bodies of other protocols, by status
-    oldest_seconds: float = 0.0  # of those that still trickled at the end
+    oldest_seconds: float = 0.0  # of the connections that still trickle at the end
 
     def json(self) -> str:
-        """All of it, in short."""
+        """A summary as JSON."""
         cut = sorted(self.cut_seconds)
         document = {**vars(self), "cut_seconds": [round(cut[0], 2), round(cut[-1], 2)] if cut else []}
         return json.dumps(document)
@@ -82,7 +82,7 @@ class Flood:
         self.is_over = False
 
     async def hold(self) -> None:
-        """A connection that says nothing; a new one where the server closes it."""
+        """Keep a silent connection open; open a new one if the server closes it."""
         while not self.is_over:
             connection = await self._connect()
             if connection is None:
@@ -94,7 +94,7 @@ class Flood:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def trickle(self, first: bytes, rest: bytes) -> None:
-        """Send `first` at once, then `rest` byte by byte, until the server has enough of it; and again."""
+        """Send `first` at once, then `rest` byte by byte, until the server answers or closes; then repeat."""
         while not self.is_over:
             connection = await self._connect()
             if connection is None:
@@ -124,7 +124,7 @@ class Flood:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def send_hard(self, requests: Sequence[bytes], answers: Counter[str]) -> None:
-        """Send slow bodies, one after another, as fast as they are answered; `answers` counts the statuses."""
+        """Send slow bodies one after another, each after the last answer; `answers` counts the statuses."""
         while not self.is_over:
             connection = await self._connect()
             if connection is None:
@@ -156,7 +156,7 @@ class Flood:
         return connection
 
     async def _read_answer(self, reader: asyncio.StreamReader) -> None:
-        """Wait for the end of the connection, and note its answer."""
+        """Wait for the end of the connection, and record its answer."""
         try:
             data = await reader.read()
         except OSError:
@@ -164,7 +164,7 @@ class Flood:
         self.fate.answers[data[9:12].decode() if data.startswith(b"HTTP/1.1 ") else "none"] += 1
 
     async def until_open(self, count: int) -> None:
-        """Wait until so many are open at once."""
+        """Wait until `count` connections are open at once."""
         async with asyncio.timeout(OPEN_SECONDS_MAX):
             while self._open < count:  # noqa: ASYNC110  # they are counted where they are opened
                 await asyncio.sleep(0.05)
@@ -173,7 +173,7 @@ class Flood:
 async def flood(
     port: int, *, idle: int, heads: int, bodies: int, hard: int, others: int, seconds: float, byte_seconds: float
 ) -> Fate:
-    """Keep so many connections of each kind open for so long."""
+    """Keep the given number of connections of each kind open for `seconds`."""
     one = Flood(port, byte_seconds)
     slow_head = HEAD + b"X: " + b"y" * 4000
     by_length = HEAD + b"Content-Length: 5000\r\n\r\n"
@@ -186,7 +186,7 @@ async def flood(
     own = [_post("/api/logs", _JSON, body) for body in SLOW_BODIES]
     of_others = [_post(*each) for each in HARD_FOR_OTHERS] if others else []
     tasks += [asyncio.create_task(one.send_hard(own, one.fate.refusals)) for _ in range(hard)]
-    for number in range(others):  # each begins with another one
+    for number in range(others):  # each begins with a different body
         first = number * len(of_others) // others
         requests = [*of_others[first:], *of_others[:first]]
         tasks.append(asyncio.create_task(one.send_hard(requests, one.fate.others)))
@@ -209,7 +209,7 @@ def _post(path: str, media_type: str, body: bytes) -> bytes:
 
 
 def main() -> int:
-    """Flood, and print what came of it."""
+    """Flood, and print the result."""
     parser = argparse.ArgumentParser(prog="python -m checks.hostile.flood", description=__doc__)
     parser.add_argument("port", type=int)
     parser.add_argument("--idle", type=int, default=500)

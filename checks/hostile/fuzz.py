@@ -1,7 +1,7 @@
 """A coverage-guided fuzzer (atheris, which is libFuzzer) on ingest's decoders, judged by `checks.hostile.oracle`.
 
-`python -m checks.hostile.fuzz FOLDER… [-max_total_time=60 -seed=1 …]`: what follows is libFuzzer's own command line;
-the first folder takes what it finds. An input that is wrong is written to `crash-…` and shown.
+`python -m checks.hostile.fuzz FOLDER… [-max_total_time=60 -seed=1 …]`: the arguments are libFuzzer's own. It writes
+the inputs that it finds to the first folder. It writes a wrong input to `crash-…` and prints it.
 """
 
 import shlex
@@ -14,8 +14,8 @@ with atheris.instrument_imports(include=["ingest", "json", "checks.hostile.oracl
 
 
 def main() -> None:
-    """Fuzz until told to stop; the process ends with libFuzzer's exit status."""
-    # -merge=1 starts the first word again, by a shell.
+    """Fuzz until stopped; the process ends with libFuzzer's exit status."""
+    # -merge=1 runs the first argument again in a shell.
     again = f"{shlex.quote(sys.executable)} {shlex.quote(__file__)}"
     atheris.Setup([again, *sys.argv[1:]], judge)
     atheris.Fuzz()

@@ -1,4 +1,4 @@
-"""Runs the fuzzer in several processes for a bounded time, on a copy of the corpus that is kept, and makes it small."""
+"""Runs the fuzzer in several processes for a limited time on a copy of the kept corpus, and minimizes the corpus."""
 
 import importlib.util
 import re
@@ -15,10 +15,10 @@ from checks.hostile.siege import ROOT, environ
 
 CORPUS: Final = ROOT / "tests" / "hostile" / "corpus"
 INPUT_BYTES_MAX: Final = 2048  # longer ones make the fuzzer slow and find nothing that shorter ones do not
-INPUT_SECONDS_MAX: Final = 10  # for one input, on a machine that is busy; a millisecond is usual
+INPUT_SECONDS_MAX: Final = 10  # for one input, on a busy machine; a millisecond is usual
 MEMORY_MIB_MAX: Final = 2048
-SPARE_SECONDS: Final = 180.0  # beyond the time asked for: start, reading the corpus, the last input
-FILES_MAX: Final = 480  # of the corpus that is kept: each test of it reads them all
+SPARE_SECONDS: Final = 180.0  # beyond the requested time: start, reading the corpus, the last input
+FILES_MAX: Final = 480  # of the kept corpus: each test of it reads all files
 MERGE_SECONDS_MAX: Final = 900.0
 _STATUS: Final = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
 _EXECUTED: Final = re.compile(r"stat::number_of_executed_units: (\d+)")
@@ -26,7 +26,7 @@ _INITED: Final = re.compile(r"\tINITED cov: (\d+) ft: (\d+)")
 
 
 def missing() -> str | None:
-    """Why there can be no fuzzing here; None where there can."""
+    """Why the fuzzer can't run here; None if it can."""
     if importlib.util.find_spec("atheris") is None:
         return (
             "atheris is not installed: there are ready packages of it for Linux on x86-64 only (requirements-fuzz.txt)"
@@ -108,7 +108,7 @@ def fuzz(folder: Path, *, seconds: int, seed: int, processes: int) -> Part:
 
 
 def keep(corpus: Path, folder: Path) -> int:
-    """Replace the corpus that is kept by the least of `corpus` that reaches as much; returns how many files."""
+    """Replace the kept corpus by the smallest part of `corpus` with the same coverage; returns the number of files."""
     for option in ("-merge=1", "-set_cover_merge=1"):  # the second takes fewer files, and longer ones
         small = folder / option.strip("-=1")
         small.mkdir()

@@ -112,7 +112,7 @@ def is_json(raw: bytes) -> bool:
 
 
 def depth(raw: bytes) -> int:
-    """How deep the brackets outside of strings open."""
+    """The greatest depth of the brackets outside of strings."""
     deepest = level = 0
     in_text = escaped = False
     for byte in raw:
@@ -134,7 +134,7 @@ def depth(raw: bytes) -> int:
 
 
 def _judge_body(raw: bytes, kind: BodyKind) -> str:
-    """Both ways of reading a body give the same outcome, and it is the right one."""
+    """The usual reader and the one for large bodies give the same, correct outcome."""
     outcome = _judge_reading(raw, kind)
     large = _read_as_large(raw, kind)
     _must(outcome == large, f"{outcome}, and {large} if it were large", raw)
@@ -142,7 +142,7 @@ def _judge_body(raw: bytes, kind: BodyKind) -> str:
 
 
 def _read_as_large(raw: bytes, kind: BodyKind) -> str:
-    """What the way for large bodies makes of one of any size."""
+    """The outcome of the reader for large bodies, for a body of any size."""
     usual, large_json.LARGE_BYTES = large_json.LARGE_BYTES, 0  # type: ignore[misc]  # for this thread's tests
     try:
         run(large_json.check_large(raw, kind, events_max=EVENTS_MAX))
@@ -167,7 +167,7 @@ def _judge_reading(raw: bytes, kind: BodyKind) -> str:
         return row_of(error).code
     except InvalidEventsError as error:
         _must(are_json, "what is not JSON is refused for its fields", raw)
-        json.dumps(error.details, default=vars_of).encode()  # an answer can be made of it
+        json.dumps(error.details, default=vars_of).encode()  # ingest can put it into an answer
         return row_of(error).code
     except BodyTooLargeError as error:
         _must(len(parts) > EVENTS_MAX or (are_json and _count(raw) > EVENTS_MAX), "too many of few", raw)
@@ -199,7 +199,7 @@ def _judge_ids(events: list[Event], raw: bytes) -> None:
 
 
 def vars_of(problem: Any) -> Any:
-    """A problem as an object of JSON."""
+    """A problem as a JSON object."""
     return {name: getattr(problem, name) for name in ("index", "field", "reason")}
 
 
@@ -209,7 +209,7 @@ def _count(raw: bytes) -> int:
 
 
 def _judge_event(given: Any, event: Event) -> None:
-    """An event that was taken is the one that was sent, keeps its rules, and comes out of the log as it went in."""
+    """An accepted event equals the one that was sent, keeps the rules, and survives the log unchanged."""
     for text in _texts(given):
         _must("\0" not in text, "NUL", given)
         _must(text.isascii() or text.encode("utf-8", "replace").decode() == text, "half of a surrogate pair", given)
@@ -259,8 +259,8 @@ def _texts(given: dict[str, Any]) -> Iterator[str]:
 # --- gzip -----------------------------------------------------------------------------------------------------------
 
 
-# Headers of members with reserved bits, which RFC 1952 calls an error, or with a checksum of their own: the standard
-# library looks at neither, zlib does.
+# Headers of members with reserved bits (an error in RFC 1952), or with their own checksum. zlib checks both; the
+# standard library checks neither.
 _STRICT_GZIP: Final = re.compile(
     rb"\x1f\x8b\x08[^\x00\x01\x04\x05\x08\x09\x0c\x0d\x10\x11\x14\x15\x18\x19\x1c\x1d]", re.DOTALL
 )
@@ -276,7 +276,7 @@ def _judge_gzip(packed: bytes) -> str:
         return row_of(error).code
     except BodyTooLargeError as error:
         whole = _inflated(packed)
-        # It may also break off, or be broken, beyond the limit: nobody looks there.
+        # It may also end early or be broken beyond the limit: ingest does not read that part.
         _must(whole is None or len(whole) > INFLATED_MAX, "a small stream is too large", packed)
         return row_of(error).code
     _must(found == _inflated(packed), "gzip inflates to something else", packed)
@@ -284,7 +284,7 @@ def _judge_gzip(packed: bytes) -> str:
 
 
 def _inflated(packed: bytes) -> bytes | None:
-    """What the standard library makes of it; None where it refuses."""
+    """The content by the standard library; None if it refuses."""
     try:
         return gzip.decompress(packed)
     except (OSError, EOFError, zlib.error):
@@ -295,7 +295,7 @@ def _inflated(packed: bytes) -> bytes | None:
 
 
 def _judge_coding(packed: bytes) -> str:
-    """A body of a coding that is found by its first bytes inflates to what others inflate it to."""
+    """Ingest finds the coding by a body's first bytes, and inflates it to the same bytes as other decoders."""
     coding = found_coding(packed, declared="gzip, deflate") or "deflate"
     try:
         found = run(inflate_in_steps(packed, coding, INFLATED_MAX, HeldBodies(1 << 30).begin()))
@@ -311,7 +311,7 @@ def _judge_coding(packed: bytes) -> str:
     except BodyTooLargeError as error:
         return row_of(error).code
     if coding == "gzip":
-        # Behind the first member, zlib is taken too: the standard library refuses it.
+        # Ingest also accepts zlib after the first member; the standard library refuses it.
         _must(_inflated(packed) in (None, found), "gzip inflates to something else", packed)
     elif coding == "zlib":
         _must(_of_zlib(packed) in (_MORE, found), "zlib inflates to something else", packed)
@@ -328,7 +328,7 @@ _MORE: Final = b"something follows"
 
 
 def _of_zlib(packed: bytes, window: int = zlib.MAX_WBITS) -> bytes | None:
-    """What zlib makes of one stream; None where it refuses, _MORE where something follows."""
+    """The content of one stream by zlib; None if zlib refuses it, _MORE if bytes follow it."""
     reader = zlib.decompressobj(window)
     try:
         found = reader.decompress(packed)
@@ -343,7 +343,7 @@ def _of_zlib(packed: bytes, window: int = zlib.MAX_WBITS) -> bytes | None:
 
 
 def _judge_head(data: bytes) -> str:
-    """Two readers of ours must see the same request, and h11 too: where they differ, requests can be smuggled."""
+    """Ingest's two readers and h11 must see the same request: a difference allows request smuggling."""
     framing = _read_by_parser(data)
     length = _read_by_early_rejection(data)
     if length is not None:
@@ -356,7 +356,7 @@ def _judge_head(data: bytes) -> str:
 
 
 def _read_by_parser(data: bytes) -> tuple[str, int]:
-    """How the body comes: (`length` or `chunked`, bytes), or `refused`."""
+    """How the body is sent: (`length` or `chunked`, bytes), or `refused`."""
     end = data.find(b"\r\n\r\n")
     match = http1._HEAD.fullmatch(data[: end + 4]) if end >= 0 else None
     if match is None:
@@ -373,7 +373,7 @@ def _read_by_parser(data: bytes) -> tuple[str, int]:
 
 
 def _read_by_early_rejection(data: bytes) -> int | None:
-    """The length of the body that a refusal would throw away; None where it leaves the request to the parser."""
+    """The length of the body that an early refusal would discard; None if it leaves the request to the parser."""
     if not data.startswith(_REJECTION.begin):
         return None
     read = _REJECTION._read(data)
@@ -381,7 +381,7 @@ def _read_by_early_rejection(data: bytes) -> int | None:
 
 
 class _Open:
-    """A gate that refuses nobody."""
+    """A gate that refuses no request."""
 
     admits_all_levels = True
 
@@ -417,7 +417,7 @@ _REJECTION: Final = EarlyRejection(
 
 
 def _read_by_h11(data: bytes) -> tuple[str, int]:
-    """What h11 makes of the same head."""
+    """The same head as h11 reads it."""
     head = data[: data.find(b"\r\n\r\n") + 4]
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
     connection.receive_data(head)
@@ -441,7 +441,7 @@ class _CutError(Exception):
 
 
 class _Chunks(http1.IngestHttp):
-    """Reads a body in chunks from what is there; more does not come."""
+    """Reads a body in chunks from the given bytes; no more bytes come."""
 
     def __init__(self, data: bytes) -> None:  # nothing of a connection is needed
         self.recv_buffer = bytearray(data)
@@ -457,8 +457,8 @@ class _Chunks(http1.IngestHttp):
 
 
 def _judge_chunks(data: bytes) -> str:
-    """A body that is taken ends where h11 sees its end, and is the same. Where ingest waits for more and h11 does not
-    (it takes a bare line feed at the end), whatever comes next must be refused.
+    """An accepted body has the same bytes and the same end for h11. If ingest waits for more and h11 does not (h11
+    accepts a bare line feed at the end), ingest must refuse any bytes that follow.
     """
     outcome, found = _read_chunks(data)
     other = _chunks_by_h11(data)
@@ -471,7 +471,7 @@ def _judge_chunks(data: bytes) -> str:
 
 
 def _read_chunks(data: bytes) -> tuple[str, tuple[bytes, bytes] | None]:
-    """The outcome as ingest reads it; of a body that is taken, the body and what follows it."""
+    """The outcome as ingest reads it; for an accepted body also (body, bytes after it)."""
     reader = _Chunks(data)
     reading = reader.receive_body(INFLATED_MAX, HeldBodies(INFLATED_MAX).begin())
     try:
@@ -489,7 +489,7 @@ def _read_chunks(data: bytes) -> tuple[str, tuple[bytes, bytes] | None]:
 
 
 def _chunks_by_h11(data: bytes) -> tuple[bytes, bytes] | None:
-    """(body, what follows it) as h11 reads it; None where it does not, or not to an end."""
+    """(body, bytes after it) as h11 reads it; None if h11 refuses it or finds no end."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
     connection.receive_data(CHUNKED_HEAD + data)
     body = b""

@@ -1,4 +1,4 @@
-"""One part of a run: what was done, the figures, and what is wrong."""
+"""One part of a run: what it did, its figures and its problems."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class Part:
-    """`problems`: what must not be; none of them: it held. `skipped`: why it could not be done on this machine."""
+    """`problems`: what is wrong; the part held if there are none. `skipped`: why it could not run on this machine."""
 
     name: str
     lines: list[str] = field(default_factory=list)
@@ -17,7 +17,7 @@ class Part:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """The verdict in a word."""
         if self.problems:
             return "BROKEN"
         return "skipped" if self.skipped is not None else "held"

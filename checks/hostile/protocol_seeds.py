@@ -1,4 +1,4 @@
-"""What the fuzzer begins with for other protocols: bodies as their clients send them, and some at the edges."""
+"""The fuzzer's first inputs for other protocols: bodies as their clients send them, and some edge cases."""
 
 import gzip
 import zlib
@@ -18,7 +18,7 @@ _WORDS = {
     "@trace": _TRACE,
     "@time": str(_TIME),
     "@half": "\\ud800",  # of a surrogate pair
-    "@deep": "[" * 1000 + "]" * 1000,  # with what is around it, no longer than the fuzzer takes
+    "@deep": "[" * 1000 + "]" * 1000,  # with the text around it, within the fuzzer's limit
     "@long": "s" * 300,
     "@many": ",".join(f'"k{number}":{number}' for number in range(70)),
 }
@@ -79,7 +79,7 @@ _GELF = (
 
 
 def _filled(text: str) -> bytes:
-    """A text with its words."""
+    """The text with its placeholders filled in."""
     for word, content in _WORDS.items():
         text = text.replace(word, content)
     return text.encode()
@@ -114,7 +114,7 @@ def protocol_seeds() -> Iterator[bytes]:
 
 
 def _otlp_protobuf(text: bytes = b"paid") -> bytes:
-    """A request with one record; a text that is not UTF-8 takes the place of its message."""
+    """A request with one record; `text` is its message, and need not be UTF-8."""
     message = LogsData()
     resource_logs = message.resource_logs.add()
     resource_logs.resource.attributes.add(key="service.name").value.string_value = "shop"

@@ -56,7 +56,7 @@ def must(condition: bool, what: str, data: Any) -> None:
 
 
 class _StillClock(Clock):
-    """Time stands still, so that two readings of a body can be compared."""
+    """A clock that does not move, so that two readings of a body are comparable."""
 
     def now(self) -> float:
         return _NOW
@@ -72,7 +72,7 @@ class _StillClock(Clock):
 class Target:
     """An address of a protocol, and how a body is sent to it.
 
-    `takes_all`: nothing in a body is a reason to refuse it. `pack` is what is done to an input before it is sent.
+    `takes_all`: the protocol never refuses a body for its content. `pack` converts an input before it is sent.
     """
 
     path: str
@@ -108,7 +108,7 @@ TARGETS: Final[dict[str, Target]] = {
     "e": Target("/_bulk", "application/x-ndjson"),
     "l": Target(_LOKI, _JSON),
     "s": Target(_LOKI, _PROTOBUF, pack=_in_snappy),
-    "w": Target(_LOKI),  # raw: what it is, is found by its first bytes
+    "w": Target(_LOKI),  # raw: its first bytes decide how it is read
     "c": Target("/services/collector/event"),
     "r": Target("/services/collector/raw"),
 }
@@ -154,7 +154,7 @@ def judge_protocol(data: bytes) -> str:
 
 
 def _judge_refusal(codec: Codec, target: Target, body: bytes, error: RequestError) -> str:
-    """A refusal is about the whole body, and has an answer."""
+    """A refusal applies to the whole body, and has an answer."""
     answer = codec.rejected(target.head, error)
     must(400 <= answer.status < 500, f"{error!r} is answered with {answer.status}", body)
     is_packed = found_coding(body, declared="gzip") is not None
@@ -177,7 +177,7 @@ def _decoded(codec: Codec, target: Target, body: bytes) -> Batch:
 
 
 def _run(make: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-    """The result of a coroutine: mostly it waits for nothing, and an event loop would take longer than the rest."""
+    """The result of a coroutine. It rarely waits, and an event loop would take longer than all other work."""
     coroutine = make()
     try:
         coroutine.send(None)
@@ -193,7 +193,7 @@ def _shown(events: list[Event]) -> list[str]:
 
 
 def _judge_event(event: Event, body: bytes) -> None:
-    """What was made of a record keeps the rules of an event, and comes out of the log as it went in."""
+    """The event of a record keeps the rules of an event, and survives the log unchanged."""
     for text in _texts(event):
         must("\0" not in text, "NUL", body)
         must(text.isascii() or text.encode("utf-8", "replace").decode() == text, "half of a surrogate pair", body)

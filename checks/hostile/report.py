@@ -1,4 +1,4 @@
-"""A run in words: Markdown for people, JSON for programs."""
+"""The report of a run: Markdown for people, JSON for programs."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from checks.hostile.run import Result
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """Everything of a run."""
+    """All results of a run."""
     plan = result.plan
     return {
         "seed": plan.seed,
@@ -36,7 +36,7 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def as_markdown(result: Result) -> str:
-    """The verdict, a line for each part, and what each has to say."""
+    """The verdict, a line for each part, and the details of each part."""
     lines = [
         f"## Hostile input, seed {result.plan.seed}: {'all of it held' if result.is_good else 'BROKEN'}",
         "",

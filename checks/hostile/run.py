@@ -1,4 +1,4 @@
-"""What hostile.sh does: its parts one after another, each with a verdict of its own."""
+"""Runs the parts of hostile.sh one after another, each with its own verdict."""
 
 import contextlib
 import subprocess
@@ -36,19 +36,19 @@ TRICKLING: Final = 200
 HARD: Final = 4
 LOAD_RATE: Final = 100.0  # requests/s of the normal load: it shares the machine with the attack
 CALM_SECONDS: Final = 6.0  # of load alone, before each attack
-ROUND_SECONDS: Final = 30.0  # of one attack: three times what a connection that trickles is allowed
-LONG_SECONDS: Final = 300.0  # of attacks, in which a neighbour's moment of work does not make the p99
-SHORT_P99_SECONDS_SURE: Final = 0.5  # in less than that; where slow bodies are read at once it is 2.5 s
+ROUND_SECONDS: Final = 30.0  # of one attack: three times the limit of a trickling connection
+LONG_SECONDS: Final = 300.0  # of attacks: long enough that a neighbour's short work does not decide the p99
+SHORT_P99_SECONDS_SURE: Final = 0.5  # in a shorter run; it is 2.5 s if slow bodies are read at once
 CPU_SHARE_MAX: Final = 0.6  # of a core: a quarter for slow bodies, some for slow bytes, and the load
 OTHERS_P99_SECONDS_SURE: Final = 0.25  # a body of 16 MiB has steps of some ten milliseconds
 ATTACKS: Final[dict[str, dict[str, int]]] = {
-    "slow bodies of other protocols": {"others": HARD},  # first: what they need once is no growth later
+    "slow bodies of other protocols": {"others": HARD},  # first, so that memory they need once does not count as growth
     "connections": {"idle": IDLE, "trickling": TRICKLING},
     "slow bodies": {"hard": HARD},
     "both": {"idle": IDLE, "trickling": TRICKLING, "hard": HARD},
 }
 _SHARE_CASES: Final = 500  # of schemathesis in one process, which takes a minute or two
-_WHOLE_CASES: Final = 100  # for each operation of the whole document, examples and boundaries beside
+_WHOLE_CASES: Final = 100  # for each operation of the whole document, besides examples and boundaries
 _MODES: Final = ("negative", "positive", "negative", "all")  # in turn
 _CASE_SECONDS_MAX: Final = 0.5  # on one process; a tenth of it is usual
 _START_SECONDS: Final = 120.0
@@ -56,7 +56,7 @@ _START_SECONDS: Final = 120.0
 
 @dataclass
 class Result:
-    """What came of it."""
+    """The result of a run."""
 
     plan: Plan
     parts: list[Part] = field(default_factory=list)
@@ -72,7 +72,7 @@ Tell = Callable[[str], None]
 
 
 def run(plan: Plan, folder: Path, tell: Tell) -> Result:
-    """Do all parts of the plan, with what they leave in a folder. Raises ServerError, AssertionError where the system
+    """Run all parts of the plan; they write their files to `folder`. Raises ServerError, AssertionError if the system
     does not start.
     """
     result = Result(plan)
@@ -85,7 +85,7 @@ def run(plan: Plan, folder: Path, tell: Tell) -> Result:
         tell(f"{name} …")
         try:
             part = work()
-        except Exception as error:  # whatever it is: the other parts can still be judged
+        except Exception as error:  # any error: the other parts can still be judged
             part = Part(name, problems=[f"it broke off: {type(error).__name__}: {error}"])
         part.seconds = time.monotonic() - at
         result.parts.append(part)
@@ -109,7 +109,7 @@ def run(plan: Plan, folder: Path, tell: Tell) -> Result:
 
 
 def _cases(target: Attacked) -> Part:
-    """The JSON cases, and the corpus of the fuzzer, by HTTP."""
+    """Send the JSON cases and the fuzzer's corpus by HTTP."""
     part = Part("cases")
     for content_type in (JSON, NDJSON):
         count, wrong = wrong_answers_to_cases(target.port, content_type)
@@ -133,7 +133,7 @@ def _cases(target: Attacked) -> Part:
 
 
 def _contract(target: Attacked, plan: Plan, tell: Tell) -> Part:
-    """Requests made from the OpenAPI document, in processes side by side until there are enough of them."""
+    """Send requests made from the OpenAPI document, from parallel processes, until there are enough of them."""
     part = Part("contract")
     total = Report()
     lock = threading.Lock()
@@ -182,7 +182,7 @@ def _contract(target: Attacked, plan: Plan, tell: Tell) -> Part:
 
 
 def _share(url: str, seed: int, cases: int, *options: str) -> Report:
-    """Some requests, from a process of its own. Raises RuntimeError where it fails."""
+    """Send some requests from a separate process. Raises RuntimeError if it fails."""
     command = [
         *(sys.executable, "-m", "checks.hostile.contract", url, "--seed", str(seed), "--cases", str(cases)),
         *options,
@@ -201,7 +201,7 @@ def _counts(statuses: Counter[int]) -> str:
 
 
 def _floods(target: Attacked, plan: Plan, tell: Tell) -> Part:
-    """A normal load beside one attack after another, each in turn, with the memory watched from begin to end."""
+    """Run a normal load during each attack in turn, and watch the memory from begin to end."""
     part = Part("floods")
     sieges: dict[str, Siege] = {}
     rounds: dict[str, int] = Counter()
@@ -235,7 +235,7 @@ def _floods(target: Attacked, plan: Plan, tell: Tell) -> Part:
         part.lines += [f"{name}, {rounds[name]} times {round_seconds:.0f} s: {line}" for line in all_of_it.lines()]
         share = all_of_it.attack["cpu_seconds"] / all_of_it.attack["seconds"]
         part.lines.append(f"{name}: ingest took {share:.0%} of a core, the load included")
-        # Large bodies of other protocols are usual. They get each second step, so all of a core that nobody else needs.
+        # Large bodies of other protocols are usual. They get every second step, and so all idle time of a core.
         if share > CPU_SHARE_MAX and not is_of_others:
             part.problems.append(f"{name}: ingest took {share:.0%} of a core; {CPU_SHARE_MAX:.0%} are allowed")
         part.figures[name] = {"rounds": rounds[name], **all_of_it.figures()}
@@ -248,7 +248,7 @@ def _floods(target: Attacked, plan: Plan, tell: Tell) -> Part:
 
 @contextlib.contextmanager
 def _measured(target: Attacked, seconds: float, counts: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """A flood, with the CPU time that ingest takes meanwhile: the one figure that neighbours do not change."""
+    """A flood, with ingest's CPU time during it: the only figure that other programs do not change."""
     process = psutil.Process(target.programs["ingest"])
     with flooding(target.port, seconds=seconds, **counts) as told:
         began, before = time.monotonic(), process.cpu_times()

@@ -1,4 +1,4 @@
-"""What the fuzzer begins with: the JSON cases, events, gzip streams, heads, chunks, and bodies of other protocols."""
+"""The fuzzer's first inputs: the JSON cases, events, gzip streams, heads, chunks, and bodies of other protocols."""
 
 import gzip
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def write_seeds(folder: Path) -> int:
-    """Write them into a folder, a file each; returns how many."""
+    """Write each seed to a file in the folder; returns their number."""
     folder.mkdir(parents=True, exist_ok=True)
     found = sorted(set(seeds()))
     for number, seed in enumerate(found):

@@ -16,22 +16,22 @@ from checks.loadgen.open_load import Responses, offer
 from checks.testbed.wire import request
 
 ROOT = Path(__file__).resolve().parents[2]
-P99_SECONDS_SURE = 0.05  # a p99 below it is good enough, whatever it was without the flood
+P99_SECONDS_SURE = 0.05  # a p99 below it is always good enough, even if it was lower without the flood
 P99_TIMES_MAX = 2.0
 OF_OTHERS = {"200", "202", "204", "400", "413", "429", "503"}  # 503: too many large bodies wait
-CUT_SECONDS_SPARE = 2.0  # beyond the time allowed, for a machine that is busy
+CUT_SECONDS_SPARE = 2.0  # beyond the allowed time, for a busy machine
 
 
 @dataclass
 class Siege:
-    """The load's responses without and with the attack, and what became of the attack."""
+    """The load's responses without and with the attack, and the result of the attack."""
 
     before: Responses
     during: Responses
     attack: dict[str, Any]
 
     def problems(self, *, p99_seconds_sure: float = P99_SECONDS_SURE) -> list[str]:
-        """What must not be: responses other than 202 and 429, and a p99 that suffers."""
+        """The problems: responses other than 202 and 429, and a p99 that rises too much."""
         statuses = Counter(self.before.status) + Counter(self.during.status)
         wrong = {status: count for status, count in statuses.items() if status not in (202, 429)}
         found = [f"the load got {wrong}"] if wrong else []
@@ -41,7 +41,7 @@ class Siege:
         return found
 
     def add(self, other: "Siege") -> None:
-        """Take another round of the same attack."""
+        """Add another round of the same attack."""
         for mine, its in ((self.before, other.before), (self.during, other.during)):
             mine.seconds += its.seconds
             mine.status += its.status
@@ -105,7 +105,7 @@ def siege(
     port: int, attack: Callable[[], contextlib.AbstractContextManager[dict[str, Any]]], *, rate: float,
     before_seconds: float, seconds: float,
 ) -> Siege:  # fmt: skip
-    """Load at a constant rate, first alone and then within `attack`, which gives what it has to tell at its end."""
+    """Load at a constant rate, first alone and then during `attack`, which gives its result at its end."""
     body = json.dumps(
         {
             "correlationId": "siege",
@@ -126,7 +126,7 @@ def siege(
 def flooding(
     port: int, *, seconds: float, idle: int = 0, trickling: int = 0, hard: int = 0, others: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A flood in a process of its own, ready when this begins; what became of it is there at the end."""
+    """A flood in a separate process. It is ready when this begins, and its result is complete when this ends."""
     command = [
         *(sys.executable, "-m", "checks.hostile.flood", str(port), "--idle", str(idle), "--seconds", str(seconds)),
         *("--heads", str(trickling // 2), "--bodies", str(trickling - trickling // 2), "--hard", str(hard)),
@@ -148,8 +148,8 @@ def flooding(
 
 
 def flood_problems(told: dict[str, Any], request_seconds_max: float) -> list[str]:
-    """What must not be: a trickling connection that is not cut off, or is cut off otherwise than with 408; a hard body
-    that gets another answer than a refusal of its own.
+    """The problems: a trickling connection that is not cut off, or not with 408; a hard body that gets an answer other
+    than its own refusal.
     """
     most = request_seconds_max + CUT_SECONDS_SPARE
     found = []

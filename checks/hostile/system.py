@@ -17,11 +17,11 @@ from pipeline.sink.migrate import migrate
 from stack.servers import Server, free_port, postgres_server, redis_server
 
 START_SECONDS_MAX = 60.0  # for the workers' children
-STORE_SECONDS_MAX = 120.0  # for what was taken to be stored, after the attack
+STORE_SECONDS_MAX = 120.0  # to store all accepted events after the attack
 
 
 class Attacked:
-    """A running system, and what must still be true of it at the end."""
+    """A running system, and the checks of it at the end."""
 
     def __init__(self, system: System, servers: list[Server]) -> None:
         self.system = system
@@ -29,7 +29,7 @@ class Attacked:
         self.url = system.url
         self.servers = {server.name: server.pid for server in servers}
         self.programs = {program.name: program.pid for program in system.programs}
-        # Celery's workers have children of their own, which do the work.
+        # The children of Celery's workers do the work.
         for program in system.programs:
             for number, child in enumerate(program.children()):
                 self.programs[f"{program.name} child {number}"] = child.pid
@@ -46,7 +46,7 @@ class Attacked:
         }
 
     def rows(self, table: str, reason: str | None = None) -> int:
-        """How many rows a table has; of one reason, if it is given."""
+        """The number of rows of a table, or only of those with `reason`."""
         url = self.system.settings.database_url
         with contextlib.closing(psycopg2.connect(url, connect_timeout=5)) as connection, connection.cursor() as cursor:
             where = "" if reason is None else " WHERE reason = %s"
@@ -55,12 +55,12 @@ class Attacked:
             return int(found)
 
     def ended(self) -> list[str]:
-        """The processes of the start that are not there any more."""
+        """The processes that have ended since the start."""
         everything = {**self.servers, **self.programs}
         return sorted(name for name, pid in everything.items() if not _runs(pid))
 
     def problems(self) -> list[str]:
-        """What is not as it must be after an attack: waits until all that was taken is stored."""
+        """The problems after an attack. Waits until all accepted events are stored."""
         found = [f"{name} has ended" for name in self.ended()]
         wrong = {status: count for status, count in self.statuses().items() if status >= 500 and status != 503}
         if wrong:
@@ -76,7 +76,7 @@ class Attacked:
         health = self.system.health()
         if health["status"] != "healthy":
             found.append(f"it is {health['status']}: {health['reasons']}")
-        # Inputs repeat ids with other content, and other protocols take ids from their clients: that is a conflict.
+        # Inputs repeat ids with other content, and other protocols accept their clients' ids: both cause conflicts.
         if (letters := self.rows("dead_letters") - self.rows("dead_letters", LETTER_CONFLICT)) > 0:
             found.append(f"{letters} events were taken that PostgreSQL does not take")
         for program in self.system.programs:
@@ -98,7 +98,7 @@ def _runs(pid: int) -> bool:
 
 @contextlib.contextmanager
 def attacked(folder: Path) -> Iterator[Attacked]:
-    """Everything, started in a folder, with a rate that nobody notices. Raises ServerError, AssertionError."""
+    """A complete system in a folder, with a rate that limits no request. Raises ServerError, AssertionError."""
     with contextlib.ExitStack() as stack:
         servers = [
             redis_server(folder, free_port(), is_log=True, maxmemory="1gb", durable=False),
@@ -116,8 +116,8 @@ def attacked(folder: Path) -> Iterator[Attacked]:
             ingest_port=free_port(),
             rate_max=1e5,
             rate_min=1e5,
-            refused_ratio_max=1.0,  # an attack is refused, and that is well
-            event_time_min_ms=0,  # the oracle judges bodies; that a time is none of seconds is a rule beside it
+            refused_ratio_max=1.0,  # to refuse an attack is correct
+            event_time_min_ms=0,  # the oracle judges bodies; it does not know the rule against times in seconds
         )
         migrate(settings)
         system = System(settings, folder)

@@ -22,9 +22,9 @@ class Victim:
 
 @contextlib.contextmanager
 def running_victim(log_url: str, redis_url: str, folder: Path, **changes: float) -> Iterator[Victim]:
-    """An ingest process on these servers, with a rate that nobody notices; it must end without a defect."""
+    """An ingest process on these servers, with a rate that limits no request; it must end without a defect."""
     settings = Settings(
-        event_time_min_ms=0,  # the oracle judges bodies; that a time is none of seconds is a rule beside it
+        event_time_min_ms=0,  # the oracle judges bodies; it does not know the rule against times in seconds
         **{
             "redis_url": redis_url,
             "event_log_url": log_url,

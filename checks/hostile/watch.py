@@ -1,4 +1,4 @@
-"""Watches processes while they are attacked: that none ends, and that none grows."""
+"""Watches processes during an attack: none may end, and none may grow."""
 
 import statistics
 import threading
@@ -9,10 +9,10 @@ import psutil
 
 MIB = 1 << 20
 SAMPLE_SECONDS = 0.5
-WARM_UP_SHARE = 0.25  # of the time, after which a process has what it needs
-GROWTH_SECONDS = 600.0  # what growth is told for
-GROWTH_BYTES_MAX = 8 * MIB  # in that time; noise of the allocator stays well below it
-SHORT_SECONDS = 300.0  # a trend over less than that says nothing: then all growth is bounded instead
+WARM_UP_SHARE = 0.25  # of the time; after it, a process has the memory it needs
+GROWTH_SECONDS = 600.0  # the time for which growth is reported
+GROWTH_BYTES_MAX = 8 * MIB  # in that time; the allocator's noise is well below it
+SHORT_SECONDS = 300.0  # a shorter trend shows nothing: the total growth is limited instead
 SHORT_GROWTH_BYTES_MAX = 32 * MIB
 
 
@@ -57,8 +57,8 @@ class Watch:
                 self._ended.add(name)
 
     def growth(self, name: str) -> tuple[float, float]:
-        """(bytes, seconds) from the median of the samples after the warm-up to the median of the last; for a long
-        time, the trend's bytes in ten minutes.
+        """(bytes, seconds) of growth from the median of the first samples after the warm-up to that of the last; for a
+        long time, the trend's bytes in ten minutes.
         """
         samples = self._samples[name]
         if len(samples) < 8:
@@ -75,7 +75,7 @@ class Watch:
         )
 
     def lines(self) -> list[str]:
-        """What each process takes, and how it grew."""
+        """The memory of each process, and its growth."""
         found = []
         for name, samples in self._samples.items():
             if samples:
@@ -103,7 +103,7 @@ class Watch:
         return found
 
     def problems(self) -> list[str]:
-        """What must not be."""
+        """The processes that ended or grew too much."""
         found = [f"{name} has ended" for name in sorted(self._ended)]
         for name in self._samples:
             grown, seconds = self.growth(name)
