@@ -1,1 +1,1 @@
-"""The simulator: the shipped control loop, bucket and leases on virtual time, around a simulated sink and clients."""
+"""The simulator: the shipped control loop, bucket and leases on virtual time, with a simulated sink and clients."""

@@ -24,7 +24,7 @@ from checks.sim.scenarios import SCENARIOS
 from checks.sim.timeline import Timeline, lines
 from checks.sim.world import run
 
-# Random scenarios of one task of a process.
+# Random scenarios in one task of a process.
 _CHUNK: Final = 25
 _FAILING_SHOWN_MAX: Final = 20
 _ALL: Final = ARMS | EXPERIMENTS
@@ -40,7 +40,7 @@ class Failing:
 
 
 def run_random(seed: int) -> tuple[Timeline, str, list[Violation]]:
-    """The timeline, the control law, and what did not hold in the random scenario of a seed."""
+    """The timeline, the control law, and the violations in the random scenario of a seed."""
     scenario, arm = random_scenario.random_scenario(seed)
     timeline = run(scenario, arm, seed)
     found = list(timeline.violations.found)

@@ -1,4 +1,4 @@
-"""The control laws that are compared: what an operator sets, and the shipped policy that follows from it."""
+"""The control laws to compare: an operator's settings, and the shipped policy that they select."""
 
 from dataclasses import replace
 from typing import Final
@@ -15,7 +15,7 @@ _NO_LIMIT: Final = 10_000_000.0
 _CEILING: Final = 50_000.0
 _PERIOD_SECONDS: Final = 1.0
 _DEFAULT_PERIOD: Final = Settings().regulate_seconds
-# Where RATE_MAX was set above what the sink takes, by this factor.
+# The factor by which RATE_MAX is set above the sink's capacity.
 _TOO_HIGH: Final = 4.0
 # The default RATE_MAX is 1,000 for a sink of 1,500: two thirds.
 _DEFAULT_SHARE: Final = 2 / 3
@@ -39,7 +39,7 @@ def _no_limit(settings: Settings, scenario: Scenario) -> Settings:
 
 def _drain_time(settings: Settings, _: Scenario) -> Settings:
     settings = replace(settings, rate_policy=drain_time.NAME, rate_max=_CEILING)
-    # Only a scenario that is about the period sets it.
+    # Only a scenario about the period sets it.
     return (
         replace(settings, regulate_seconds=_PERIOD_SECONDS)
         if settings.regulate_seconds == _DEFAULT_PERIOD
@@ -66,7 +66,7 @@ ARMS: Final = {
     )
 }
 
-# What was tried beside them; see docs/adr/simulator.md.
+# Control laws that were also tried; see docs/adr/simulator.md.
 EXPERIMENTS: Final = {
     arm.name: arm
     for arm in (

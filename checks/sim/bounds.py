@@ -1,11 +1,11 @@
 """The bounds of admission, checked at each grant and each admitted body. Every one of them is exact.
 
-- The bucket: in no time grants it more than the integral of the rate in that time, one burst, and the debt of one body.
-- A lease: an ingest process admits no more events than were granted to it since a lower rate voided its lease.
+- The bucket: in any period, it grants at most the integral of the rate, one burst, and the debt of one body.
+- A lease: an ingest process admits at most the events granted to it since a lower rate voided its lease.
 - Control: the policy's rate stays between RATE_MIN and RATE_MAX; the effective rate is at most RATE_MIN while the
   breaker is open; and an unknown lag raises no rate.
 
-All are counted here from the shipped code's inputs and outputs alone, by arithmetic of this file.
+This file uses its own arithmetic, on nothing but the shipped code's inputs and outputs.
 """
 
 from collections import deque
@@ -47,10 +47,10 @@ class Violations:
 
 
 class BucketBound:
-    """A reference level that fills by the exact integral of the rate, and that each grant lowers.
+    """A reference level. The exact integral of the rate fills it, and each grant lowers it.
 
-    The shipped bucket does not know when a rate changed between two looks, so it fills at the lower of two rates. Its
-    level can't be above this one. A grant that takes this level below the debt of one body is over-admission.
+    The shipped bucket does not know when a rate changed between two reads, so it fills at the lower of the two. Its
+    level can't be above this one. A grant that lowers this level below the debt of one body is over-admission.
     """
 
     def __init__(self, violations: Violations, *, body_max: int, now: float) -> None:
@@ -59,10 +59,10 @@ class BucketBound:
         self._level = float("inf")  # a new bucket is full
         self._rate = 0.0
         self._at = now
-        # For the figure: granted minus the rate's integral, and the least value that this difference had.
+        # For the figure: granted minus the rate's integral, and the least value of this difference.
         self._ahead = 0.0
         self._least = 0.0
-        self._is_lost = True  # no rate was published yet, or since the store lost its content
+        self._is_lost = True  # no rate was published yet, or none since the store lost its content
         self._burst_max = 1
         self.used_max = 0.0  # over-admission as a share of what is allowed, at its worst
 
@@ -79,7 +79,7 @@ class BucketBound:
         self._is_lost = True
 
     def note_grant(self, grant: Grant, now: float, *, returned: int = 0) -> None:
-        """The bucket got back tokens that it had granted before, and has granted tokens, or none."""
+        """The bucket took back `returned` tokens of earlier grants, and has granted tokens or none."""
         if self._is_lost:  # the bucket uses the last rate that the calling process has seen
             self._rate = max(self._rate, grant.rate)
         self._fill(now)
@@ -119,10 +119,10 @@ class _Held:
 
 
 class LeaseBound:
-    """What was granted to one process and is neither spent nor void: never below 0.
+    """Tokens that were granted to one process and are neither spent nor void: never below 0.
 
     The oldest grants are spent first here. So a lower rate voids the least, and the bound is never too tight. A rate
-    that falls without a new version voids nothing: it decays because nobody publishes, or the store has lost it.
+    that falls without a new version voids nothing: it decays without publications, or the store has lost it.
     """
 
     def __init__(self, violations: Violations, name: str) -> None:
@@ -131,19 +131,19 @@ class LeaseBound:
         self._grants: deque[_Held] = deque()
         self._latest: Grant | None = None
         self._version = -1  # of the newest publication that has reached the process
-        self._voided = 0  # tokens that a publication voided, and that may go back to the bucket
+        self._voided = 0  # tokens that a publication voided, and that the process may return to the bucket
 
     def note_grant(self, grant: Grant) -> None:
         """The bucket has answered the process."""
         latest, self._latest = self._latest, grant
         if latest is not None and grant.version != latest.version and grant.rate < latest.rate:
-            for held in self._grants:  # the answer voids them when it arrives, which is before the next publication
+            for held in self._grants:  # the answer voids them on arrival, before the next publication
                 held.is_void_soon = True
         if grant.granted:
             self._grants.append(_Held(grant.version, grant.granted))
 
     def note_rate(self, version: int, rate: float) -> None:
-        """A published rate has reached the process: it voids what was granted earlier under a higher one."""
+        """A published rate has reached the process: it voids earlier grants under a higher rate."""
         if version <= self._version:
             return
         self._version = version
@@ -158,7 +158,7 @@ class LeaseBound:
         self._voided += before - sum(held.left for held in self._grants)
 
     def note_returned(self, count: int, now: float) -> None:
-        """The process has given tokens back to the bucket: those of void leases, and of its lease."""
+        """The process has returned tokens to the bucket: those of void leases, and of its lease."""
         void = min(count, self._voided)
         self._voided -= void
         self._spend(count - void, now, "gave back")
@@ -180,7 +180,7 @@ class LeaseBound:
 
 
 class ControlBound:
-    """What every published rate must keep to, whatever the policy."""
+    """The limits of every published rate, under any policy."""
 
     def __init__(self, violations: Violations, settings: Settings) -> None:
         self._violations = violations
@@ -205,7 +205,7 @@ class ControlBound:
 
 
 class WatchedBucket:
-    """The shipped bucket, as one process sees it; the bounds learn of each grant. See `Bucket`."""
+    """The shipped bucket, as one process sees it; the bounds receive each grant. See `Bucket`."""
 
     def __init__(
         self,

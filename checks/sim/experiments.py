@@ -1,4 +1,4 @@
-"""Control laws that were tried and are not shipped: what they add to the shipped policy, bucket and admission.
+"""Control laws that were tried and are not shipped: their additions to the shipped policy, bucket and admission.
 
 Their figures are in docs/adr/simulator.md.
 """
@@ -17,11 +17,11 @@ _TARGET_SECONDS: Final = 2.0
 SPREAD: Final = -1  # instead of a partition: the events of a body have many keys
 _SHARE_SECONDS: Final = 30.0  # over which the partitions' shares of the load are averaged
 _SHARE_LEAST: Final = 0.02  # of an equal share
-_UNPACED: Final = 4.0  # times the capacity: the bucket's rate where credits are the limit
+_UNPACED: Final = 4.0  # times the capacity: the bucket's rate if credits are the limit
 _CAP_BEGINS: Final = 1.5  # targets
 _CAP_ENDS: Final = 0.5
 _IDLE: Final = 0.5
-_LOW: Final = 0.15  # with less waiting, a partition proves nothing
+_LOW: Final = 0.15  # a shorter lag shows nothing about a partition
 _CAP_BURST_SECONDS: Final = 0.5
 _CAP_SECONDS: Final = 3.0  # over which a partition's drain rate is averaged
 
@@ -32,13 +32,13 @@ class Surroundings:
 
     partitions: int
     lags: Callable[[], Sequence[int]]  # events that are not stored, by partition
-    shares: Callable[[], Sequence[float]]  # of the partitions in what is offered
+    shares: Callable[[], Sequence[float]]  # of the partitions in the offered load
     not_appended: Callable[[], float]  # tokens that processes hold
     now: Callable[[], float]
 
 
 class Experiment:
-    """What a control law adds. This one adds nothing."""
+    """The additions of a control law. This one adds nothing."""
 
     def __init__(self, around: Surroundings) -> None:
         self.around = around
@@ -61,7 +61,7 @@ class Experiment:
 
 @dataclass
 class _Wrapped:
-    """A policy that changes what the shipped one sees, or decides."""
+    """A policy that changes the shipped policy's input or decision."""
 
     shipped: RatePolicy
     change: Callable[[RatePolicy, RateSample, PolicyState | None], RateDecision]
@@ -99,11 +99,11 @@ class TotalLag(Experiment):
 
 
 class Credits(Experiment):
-    """Tokens are refilled by commits, not by time: what is admitted and not stored stays within a window.
+    """Commits, not time, refill the tokens: the events that are admitted and not stored stay within a window.
 
         credit = capacity * (TARGET - drain) - held,   drain = max over p of lag[p] / (share[p] * capacity)
 
-    The capacity is the shipped policy's, and so is the skew: the worst partition counts. The rate paces nothing.
+    The capacity and the skew are the shipped policy's: the worst partition counts. The rate paces nothing.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -145,19 +145,19 @@ class _CreditBucket:
             return self.shipped.take(needed=needed, wanted=most, process=process, returned=returned, level=level)
         grant = self.shipped.take(needed=0, wanted=0, process=process, returned=returned)
         wait_seconds = (1 - credit) / max(1.0, self.credits.capacity)
-        # A level from which the process predicts this wait.
+        # From this level, the process predicts this wait.
         return replace(grant, wait_seconds=wait_seconds, tokens=1 - wait_seconds * grant.rate)
 
 
 class _Shares:
-    """Each partition's part of what is appended, averaged."""
+    """Each partition's averaged share of the appended events."""
 
     def __init__(self) -> None:
         self._inflow: dict[int, float] = {}
         self._appended: dict[int, int] = {}
 
     def note(self, sample: RateSample) -> None:
-        """A tick has measured."""
+        """A tick has taken a sample."""
         for number, one in sample.partitions.items():
             if number in self._appended and sample.seconds:
                 new = (one.appended - self._appended[number]) / sample.seconds
@@ -177,7 +177,7 @@ class _Shares:
 
 @dataclass
 class _Cap:
-    """A partition's own limit, and the bucket that keeps it."""
+    """A partition's own limit, and the bucket that enforces it."""
 
     rate: float
     tokens: float
@@ -186,7 +186,7 @@ class _Cap:
 
 @dataclass
 class _Drained:
-    """What a partition stores while it has a lag, from tick to tick."""
+    """The events that a partition stores between ticks while it has a lag."""
 
     stored: int = 0
     rate: float = 0.0  # events/s, averaged
@@ -229,19 +229,19 @@ class CapByPartition(Experiment):
         return replace(decision, rate=min(decision.explanation.rate_max, rate))
 
     def _is_idle(self, number: int) -> bool:
-        """Whether the cap does not limit: its bucket is full."""
+        """Whether the cap limits nothing: its bucket is full."""
         cap = self.caps[number]
         return cap.tokens + (self.around.now() - cap.at) * cap.rate >= cap.rate * _CAP_BURST_SECONDS
 
     def _measure(self, sample: RateSample) -> dict[int, float]:
-        """The seconds that each partition needs for its lag, at the rate at which it drains while it has one."""
+        """The seconds that each partition needs for its lag, at its drain rate while it has a lag."""
         drains = {}
         for number, one in sample.partitions.items():
             drained, seconds = self._drained[number], sample.seconds
             is_full = one.lag >= _LOW * _TARGET_SECONDS * drained.rate and one.lag > 0
             if seconds:
                 rate = (one.stored - drained.stored) / seconds
-                if (drained.was_full and is_full) or rate > drained.rate:  # an idle partition proves nothing
+                if (drained.was_full and is_full) or rate > drained.rate:  # an idle partition shows nothing
                     weight = 1 - exp(-seconds / _CAP_SECONDS) if drained.rate else 1.0
                     drained.rate += weight * (rate - drained.rate)
             drained.stored, drained.was_full = one.stored, is_full
@@ -265,7 +265,7 @@ class CapByPartition(Experiment):
         self._spend(self._of(partition), -count)
 
     def _of(self, partition: int) -> list[tuple[float, _Cap]]:
-        """The limits that apply to a body, each with the body's share that belongs to it."""
+        """The limits that apply to a body, each with its share of the body."""
         if partition != SPREAD:
             return [(1.0, self.caps[partition])] if partition in self.caps else []
         shares = self.around.shares() if self.caps else ()

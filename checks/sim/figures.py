@@ -19,7 +19,7 @@ from checks.sim.world import Scenario
 
 @dataclass(frozen=True)
 class Figures:
-    """What a control law did in a scenario. Lists have one value for each seed, or for each seed and phase."""
+    """The results of a control law in a scenario. Lists have a value for each seed, or for each seed and phase."""
 
     goodput: float  # mean
     late: float  # mean share of the stored events
@@ -78,7 +78,7 @@ def table(found: dict[str, dict[str, Figures]]) -> list[str]:
 
 
 def shares_table(found: dict[str, dict[str, Figures]]) -> list[str]:
-    """Markdown: what bodies of each size got of their max-min share, where sizes are mixed."""
+    """Markdown: for scenarios with mixed sizes, the part of its max-min share that each body size got."""
     out = []
     for name, by_arm in found.items():
         for arm, figures in by_arm.items():

@@ -1,6 +1,6 @@
-"""How much of each level is admitted, at several loads: `python -m checks.sim.levels` prints the table.
+"""The share of each level that is admitted, at several loads: `python -m checks.sim.levels` prints the table.
 
-40 % DEBUG, 40 % INFO, 15 % WARN and 5 % ERROR. The bucket and the leases that ship run on virtual time.
+The load has 40 % DEBUG, 40 % INFO, 15 % WARN and 5 % ERROR. The shipped bucket and leases run on virtual time.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def levels(
     mix: Mapping[Level, float] = MIX,
     rate: float = RATE,
 ) -> Timeline:
-    """Run clients that together send a multiple of the rate; refused bodies do not come back."""
+    """Run clients that together send a multiple of the rate; they do not repeat refused bodies."""
     loads = [
         Load(constant(times * rate * share), body=bodies[level], level=level) for level, share in mix.items() if share
     ]
@@ -50,12 +50,12 @@ def levels(
 
 
 def admitted(timeline: Timeline) -> dict[Level, float]:
-    """The part of what was offered of each level that was admitted."""
+    """The admitted share of each level's offered events."""
     return {load.level: counts.admitted / counts.offered for load, counts in timeline.loads}
 
 
 def rate_used(timeline: Timeline, seconds: float, rate: float = RATE) -> float:
-    """What was admitted, as a part of what the rate allows."""
+    """The admitted events, as a share of the events that the rate allows."""
     return sum(counts.admitted for _, counts in timeline.loads) / (rate * seconds)
 
 

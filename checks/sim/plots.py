@@ -1,4 +1,4 @@
-"""A picture of each scenario: what was admitted, and how old the oldest event was."""
+"""A picture of each scenario: the admitted events, and the age of the oldest event."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import matplotlib as mpl
 from checks.sim.timeline import Timeline
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of a backend that needs no display
+from matplotlib import pyplot as plt  # after a backend without a display is selected
 
 _INCHES = (9.0, 6.0)
 _DOTS_PER_INCH = 80

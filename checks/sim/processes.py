@@ -28,12 +28,12 @@ from pipeline.settings import Settings
 
 # A client that ignores Retry-After repeats after this time.
 _AT_ONCE_SECONDS: Final = (0.05, 0.3)
-# The share of refused bodies that a client repeats; the others are dropped, as by a client that ends.
+# The share of refused bodies that a client repeats; it drops the others, like a client that ends.
 _REPEATED_SHARE: Final = 0.9
 
-# Up to a second, where the follower reads a control event within a hundredth of one.
+# Up to a second; the follower reads a control event within a hundredth of a second.
 _FOLLOW_AGAIN: Final = 100
-ACCOUNT: Final = "198.51.100.1"  # of clients about whose account nothing is said
+ACCOUNT: Final = "198.51.100.1"  # of clients without a given account
 
 Answered = Callable[[int, RateLimitedError | None], None]  # partition; None: the body was admitted
 
@@ -60,7 +60,7 @@ class IngestProcess:
         return Surroundings(self.admission.rate(now), self.admission.live_processes, self.admission.fill(now))
 
     def _report(self) -> None:
-        """What AccountReports does."""
+        """Does the work of AccountReports."""
         self._loop.call_later(REPORT_SECONDS, self._report)
         offered = self.accounts.fold(self._around())
         if self.accounts.is_reporting:
@@ -73,9 +73,9 @@ class IngestProcess:
         return self.admission._left
 
     def follow(self, state: ControlState, seconds: float) -> None:
-        """Take a state that was published, `seconds` later."""
+        """Take a published state `seconds` later."""
         self._loop.call_later(seconds, self._note, state)
-        # A publication without a control event is found by the follower's next read.
+        # The follower finds a publication without a control event at its next read.
         self._loop.call_later(seconds * _FOLLOW_AGAIN, self._note_shares, state)
 
     def _note(self, state: ControlState) -> None:
@@ -91,7 +91,7 @@ class IngestProcess:
         self.accounts.note(shares, account_limits(self._settings), self._around(), age_seconds=0.0)
 
     def offer(self, load: "Load", partition: int, answered: Answered) -> None:
-        """Ask for the admission of a body. `answered` gets None if it was admitted, else the refusal."""
+        """Request the admission of a body. `answered` gets None if it was admitted, else the refusal."""
         tally = self._tallies.get(load.account)
         if tally is None:
             tally = self._tallies[load.account] = self.accounts.enter(load.account)
@@ -119,7 +119,7 @@ class IngestProcess:
             self._lease.note_admitted(count, self._loop.time())
 
     def _drive(self, asking: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine until it waits for the bucket, and go on when the bucket has answered."""
+        """Run a coroutine until it waits for the bucket, and continue it after the bucket's answer."""
         try:
             waits_for: asyncio.Future[Any] = asking.send(None)
         except StopIteration:
@@ -128,7 +128,7 @@ class IngestProcess:
 
 
 class AfterRefusal(Enum):
-    """What a client does with a body that was refused."""
+    """What a client does with a refused body."""
 
     DROP = "drop"
     OBEY = "obey"  # repeats after Retry-After
@@ -137,14 +137,14 @@ class AfterRefusal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What clients of one kind send."""
+    """The load from clients of one kind."""
 
     rate: Callable[[float], float]  # events/s, at seconds since the run began
     body: int = 20  # events
     level: Level = LEVEL_HIGHEST
     after_refusal: AfterRefusal = AfterRefusal.DROP
     is_even: bool = False  # bodies at equal distances; otherwise at random ones (Poisson)
-    # Not 0: so many senders, each with one body at a time. A sender keeps its body until it is admitted.
+    # If not 0: the number of senders, each with one body at a time. A sender keeps its body until it is admitted.
     senders: int = 0
     account: str = ACCOUNT  # of these clients
     # All events of a body have one key, so they go to one partition; otherwise they are spread.
@@ -172,14 +172,14 @@ class Destination(Protocol):
         """0, or how long a body must wait for the limit of its partition, which only experiments have."""
 
     def give_back(self, partition: int, count: int) -> None:
-        """A body that its partition's limit let pass was refused by the shipped admission."""
+        """The shipped admission refused a body that its partition's limit had admitted."""
 
     def accept(self, partition: int, count: int) -> None:
         """A body was admitted."""
 
 
 class Clients:
-    """The clients of one load. Each body goes to a process by chance."""
+    """The clients of one load. Each body goes to a random process."""
 
     def __init__(
         self,
@@ -250,6 +250,6 @@ class Clients:
         self._loop.call_later(wait_seconds, self._send, partition)
 
     def _pause_seconds(self) -> float:
-        """Between two bodies of one sender, so that all senders together offer the load's rate."""
+        """The pause between two bodies of one sender, so that all senders together offer the load's rate."""
         mean = self.load.body * self.load.senders / self.load.rate(self._loop.time() - self._began_at)
         return self._rng.expovariate(1.0 / mean)

@@ -1,6 +1,6 @@
-"""A scenario made by chance from its seed: every condition of the others, mixed, in a short time.
+"""A random scenario, made from its seed: a mix of all conditions of the other scenarios, in a short time.
 
-Only the bounds are judged in it. Its last seconds are without faults, at constant load and capacity.
+Only its bounds are judged. Its last seconds have no faults, and a constant load and capacity.
 """
 
 import math
@@ -20,10 +20,10 @@ _SECONDS: Final = 12.0
 _QUIET_SECONDS: Final = 4.0
 _STEP_SECONDS: Final = 0.05
 _FAULTS_MAX: Final = 3
-# Bodies are so large that one run offers about this many: each costs the same time.
+# The size of bodies is chosen so that one run offers about this many: each costs the same time.
 _BODIES: Final = 150
-# Of what the rate allows, this share must be admitted at the end. Besides, two bodies may be missing, and one in the
-# lease of each process.
+# At the end, this share of the events that the rate allows must be admitted. Two more bodies may be missing, and one
+# in the lease of each process.
 _USED_SHARE: Final = 0.85
 
 
@@ -110,16 +110,16 @@ def _faults(rng: random.Random, sink: float) -> list[Fault]:
 
 
 def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
-    """Whether the last, quiet seconds admitted too little: somebody is refused although the bucket has tokens.
+    """Whether the last, quiet seconds admitted too little: clients are refused although the bucket has tokens.
 
-    Not judged while the rate decays in the bucket: the lag is unknown, or nobody publishes.
+    Not judged while the rate decays in the bucket: the lag is unknown, or no rate is published.
     """
     count = int(_QUIET_SECONDS / 2)
-    tail, since = timeline.seconds[-count:], timeline.seconds[-count - 1 :]  # each second has the mode at its end
+    tail, since = timeline.seconds[-count:], timeline.seconds[-count - 1 :]  # each second records the mode at its end
     hold_seconds = scenario.settings["rate_hold_seconds"]
     if any(second.mode == Mode.UNKNOWN or second.rate_age > hold_seconds for second in since):
         return None
-    if any(math.isinf(second.rate_lowest) for second in since):  # none was published yet
+    if any(math.isinf(second.rate_lowest) for second in since):  # no rate was published yet
         return None
     rate = min(second.rate_lowest for second in since)
     offered = sum(second.offered for second in tail)

@@ -1,4 +1,4 @@
-"""The scenarios: what clients send, what the sink takes, and what goes wrong."""
+"""The scenarios: the clients' load, the sink's capacity, and the faults."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from checks.sim.world import Fault, Scenario
 
 SINK: Final = 1500.0  # events/s; the sink of most scenarios
 _OVERLOAD: Final = 2 * SINK
-_FREE: Final = 1e9  # events/s of a drain that nothing limits
+_FREE: Final = 1e9  # events/s of a drain without a limit
 _HOT_SHARES: Final = (0.7, 0.1, 0.1, 0.1)
 _SLOW_SHARES: Final = (0.1, 0.3, 0.3, 0.3)
 
@@ -56,7 +56,7 @@ def _one_stands_still(at: float) -> Sequence[float]:
 
 
 def _of_partitions(sink: Of, spread: list[Load]) -> list[Scenario]:
-    """A partition that differs from the others; each with events of many keys in a body, and of one."""
+    """Scenarios with one partition that differs; each with bodies of many keys, and with bodies of one key."""
     one_key = _one(constant(_OVERLOAD), has_one_key=True)
     unequal: list[tuple[str, Shares | None, Sequence[float] | None]] = [
         ("equal partitions", None, None),
@@ -78,7 +78,7 @@ def _of_partitions(sink: Of, spread: list[Load]) -> list[Scenario]:
 
 
 def _mixed_bodies(rate: float) -> list[Load]:
-    """Bodies of five sizes side by side: as many events of each, from senders that send equally often and obey."""
+    """Bodies of five sizes at once: equally many events of each, from senders that send equally often and obey."""
     sizes = (1, 20, 100, 512, 1000)
     return [
         Load(
@@ -92,7 +92,7 @@ def _mixed_bodies(rate: float) -> list[Load]:
 
 
 def _one_heavy_account(small: int = 45) -> list[Load]:
-    """An account that offers far more than the rate, and small ones of bodies with one to twenty events."""
+    """An account that offers far more than the rate, and small accounts with bodies of one to twenty events."""
     heavy = Load(constant(5000), body=20, account="192.0.2.1")
     return [
         heavy,
@@ -239,7 +239,7 @@ def _all() -> list[Scenario]:
         ),
         Scenario("one heavy account, shares off", 90, _one_heavy_account(), sink, judged_from=20),
         Scenario("mixed bodies", 150, _mixed_bodies(_OVERLOAD), sink, judged_from=40),
-        # The rate is RATE_MIN, whatever the policy.
+        # The rate is RATE_MIN under any policy.
         Scenario(
             "mixed bodies at the lowest rate",
             300,

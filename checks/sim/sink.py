@@ -1,4 +1,4 @@
-"""The simulated log and sink: partitions with counted events, and one drain for each that stores them."""
+"""The simulated log and sink: partitions with counted events, and for each partition one drain that stores them."""
 
 import random
 from collections import deque
@@ -10,14 +10,14 @@ from pipeline.breaker import SinkBreaker
 from pipeline.errors import BreakerOpenError, SinkUnavailableError
 from pipeline.settings import Settings
 
-# A drain whose batch failed tries again with its next hint.
+# After a failed batch, a drain tries again at its next hint.
 _RETRY_SECONDS: Final = 1.0
 _NEARLY_NOTHING: Final = 1e-9
 
 
 @dataclass(slots=True)
 class Partition:
-    """One partition, and the drain that stores it. Offsets are those of a next record."""
+    """One partition, and the drain that stores it. An offset is that of the next record."""
 
     appended: int = 0
     stored: int = 0
@@ -28,7 +28,7 @@ class Partition:
     batch_at: float = 0.0  # when the current batch began
     silent_since: float | None = None  # the sink has not answered this drain since then
     idle_until: float = 0.0  # after a failure
-    # When events were accepted, and how many are not stored: oldest first.
+    # When events were accepted, and how many of them are not stored: oldest first.
     waiting: deque[list[float]] = field(default_factory=deque)
 
     @property
@@ -59,7 +59,7 @@ class Conditions:
 
 @dataclass(slots=True)
 class Stored:
-    """What one step has stored, by the age of the events."""
+    """The events that one step has stored, by age."""
 
     events: int = 0
     in_time: int = 0
@@ -77,7 +77,7 @@ class Sink:
         self._batch_max = batch_max
         self._late_seconds = late_seconds
         self._silence_seconds_max = settings.sink_call_seconds_max
-        self._has_failed = False  # since the last success: only then a success changes the breaker
+        self._has_failed = False  # since the last success: a success changes the breaker only after a failure
 
     def step(self, now: float, seconds: float, conditions: Conditions, *, is_paused: bool) -> Stored:
         """Store for `seconds` from `now` on."""
@@ -99,7 +99,7 @@ class Sink:
                 busy.append((cap, one))
         if not busy:
             return done
-        # Equal shares, each at most its cap: the smallest cap first, and what it leaves goes to the others.
+        # Equal shares, each at most its cap: the smallest cap first, and the others get the rest.
         busy.sort(key=_cap_of)
         work = conditions.capacity * seconds
         for place, (cap, one) in enumerate(busy):
@@ -114,7 +114,7 @@ class Sink:
         return max((now - one.waiting[0][0] for one in self.partitions if one.waiting), default=0.0)
 
     def restart_drain(self, partition: int) -> None:
-        """End the backend of a drain: its batch is done again."""
+        """End the backend of a drain: it repeats its batch."""
         one = self.partitions[partition]
         one.left = float(one.batch)
 
@@ -156,7 +156,7 @@ class Sink:
         one.batch = 0
 
     def _stop_drains(self) -> None:
-        """What was under way is rolled back."""
+        """Roll back the current batches."""
         for one in self.partitions:
             one.batch, one.left, one.silent_since = 0, 0.0, None
 
@@ -178,9 +178,9 @@ class Sink:
 
 
 def spread(count: int, shares: Sequence[float], rng: random.Random) -> list[int]:
-    """Divide events among partitions by chance, as the hash of their keys does. The sum is exact.
+    """Divide events among partitions at random, as the hash of their keys does. The sum is exact.
 
-    Each part is drawn from the normal distribution that comes near to the binomial one.
+    Each part is drawn from the normal distribution that approximates the binomial one.
     """
     parts = []
     gauss = rng.gauss

@@ -1,4 +1,4 @@
-"""What one run did, second by second, and the figures that are made of it."""
+"""The record of one run, second by second, and its figures."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from checks.sim.bounds import Violation, Violations
 from checks.sim.processes import Counts, Load
 
-# An ideal admission keeps a queue of this length before the sink, and refuses the rest.
+# An ideal admission keeps a queue of this length in front of the sink, and refuses the rest.
 IDEAL_QUEUE_SECONDS = 2.0
 
 
@@ -31,7 +31,7 @@ class Second:
 
 @dataclass
 class Timeline:
-    """All seconds of one run, and what was counted beside them."""
+    """All seconds of one run, and its other counts."""
 
     seconds: list[Second] = field(default_factory=list)
     offered_before: int = 0
@@ -43,7 +43,7 @@ class Timeline:
 
 
 def ideal(seconds: Sequence[Second]) -> list[float]:
-    """What an ideal admission would have stored in each second: it knows the sink, and keeps a short queue."""
+    """The events an ideal admission would store in each second: it knows the sink, and keeps a short queue."""
     queue, stored = 0.0, []
     for second in seconds:
         queue += second.offered
@@ -54,20 +54,20 @@ def ideal(seconds: Sequence[Second]) -> list[float]:
 
 
 def goodput(timeline: Timeline, begin: int, end: int | None = None) -> float:
-    """Events that were stored in time, as a share of what the sink could have stored of the offered ones."""
+    """Events that were stored in time, as a share of the offered events that the sink could have stored."""
     seconds = timeline.seconds[begin:end]
     could = sum(ideal(timeline.seconds)[begin:end])
     return sum(second.in_time for second in seconds) / could if could else math.nan
 
 
 def late_share(timeline: Timeline) -> float:
-    """Share of the stored events that were stored too late to count as goodput."""
+    """The share of the stored events that are too late to count as goodput."""
     stored = sum(second.stored for second in timeline.seconds)
     return 1 - sum(second.in_time for second in timeline.seconds) / stored if stored else 0.0
 
 
 def oldest_seconds(timeline: Timeline, begin: int, end: int | None = None) -> float:
-    """The greatest age that an event had when it was stored, or has while it waits."""
+    """The greatest age of an event when it was stored, or while it waits."""
     return max((second.oldest_seconds for second in timeline.seconds[begin:end]), default=0.0)
 
 
@@ -76,7 +76,7 @@ def settle_seconds(
 ) -> float:
     """Seconds from `begin` until the admitted rate stays within 10 % of what the sink could store; inf: it never does.
 
-    `mean_seconds`: the rate is averaged over so many seconds, for a load or a sink that is noisy.
+    `mean_seconds`: the rate is averaged over this time, for a noisy load or sink.
     """
     seconds = timeline.seconds[begin:end]
     last_outside = 0
@@ -103,7 +103,7 @@ def recovery_seconds(timeline: Timeline, begin: int, end: int | None = None) -> 
 
 
 def body_shares(timeline: Timeline) -> dict[int, float]:
-    """For each body size, what was admitted of it as a share of its max-min share of all that was admitted."""
+    """For each body size, its admitted events as a share of its max-min share of all admitted events."""
     offered = [counts.offered for _, counts in timeline.loads]
     total = sum(counts.admitted for _, counts in timeline.loads)
     fair = fair_share(offered, total)
@@ -114,7 +114,7 @@ def body_shares(timeline: Timeline) -> dict[int, float]:
 
 
 def account_shares(timeline: Timeline) -> dict[str, float]:
-    """For each account, what was admitted of its events since the judged time began."""
+    """For each account, the admitted share of its offered events since the judged time began."""
     return {
         load.account: (counts.admitted - before.admitted) / max(1, counts.offered - before.offered)
         for (load, counts), before in zip(timeline.loads, timeline.counts_before, strict=True)
@@ -122,13 +122,13 @@ def account_shares(timeline: Timeline) -> dict[str, float]:
 
 
 def rate_used(timeline: Timeline, begin: int) -> float:
-    """What was admitted from second `begin` on, as a part of the rate."""
+    """The events admitted from second `begin` on, as a share of the rate."""
     seconds = timeline.seconds[begin:]
     return sum(second.admitted for second in seconds) / sum(second.rate for second in seconds)
 
 
 def fair_share(offered: Sequence[float], total: float) -> float:
-    """The max-min share: who offers less gets all of it, and the rest is divided equally."""
+    """The max-min share: a client that offers less gets all of it, and the others divide the rest equally."""
     left = total
     for number, demand in enumerate(sorted(offered)):
         equal = left / (len(offered) - number)

@@ -14,7 +14,7 @@ from pipeline.clock import ManualClock
 
 
 class Timer:
-    """A callback that is due; `cancel` makes it do nothing."""
+    """A callback and its due time; `cancel` makes it do nothing."""
 
     __slots__ = ("args", "callback")
 
@@ -35,8 +35,8 @@ class Timer:
 class VirtualLoop:
     """The part of an event loop that ingest's admission uses. Nothing here waits, and nothing runs on a thread.
 
-    `run_in_executor` is the call to the control store: it takes a round trip of virtual time, and the function runs in
-    its middle. An error in a callback is a defect, and is raised.
+    `run_in_executor` is the call to the control store: it takes a round trip of virtual time, and the function runs
+    halfway through. An error in a callback is a defect, and is raised.
     """
 
     def __init__(self, clock: ManualClock, rng: random.Random, *, round_trip_seconds: float = 0.001) -> None:
@@ -44,7 +44,7 @@ class VirtualLoop:
         self._rng = rng
         self._round_trip_seconds = round_trip_seconds
         self._timers: list[tuple[float, int, Timer]] = []
-        self._number = 0  # timers of the same time run in the order of their creation
+        self._number = 0  # timers with the same time run in order of creation
         self._ready: deque[Timer] = deque()
 
     def time(self) -> float:
@@ -68,7 +68,7 @@ class VirtualLoop:
         return asyncio.Future(loop=self.as_event_loop())
 
     def as_event_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop as the type that the shipped code names; it has only the methods that this code calls."""
+        """The loop as the type that the shipped code expects; it has only the methods that this code calls."""
         return cast(asyncio.AbstractEventLoop, self)
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":

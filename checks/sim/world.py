@@ -46,9 +46,9 @@ from pipeline.settings import Settings
 
 # A tick waits for Beat and a free control worker: up to this, and at most a third of the period.
 _TICK_LATE_SECONDS_MAX: Final = 0.25
-# The store looks through the kept events at each new one.
+# The store searches the kept events at each new one.
 _CONTROL_EVENTS: Final = 10
-# A publication reaches a process by its follower: one read of the control store.
+# A publication reaches a process through its follower: one read of the control store.
 _FOLLOW_SECONDS_MAX: Final = 0.01
 _SOON_SECONDS: Final = 0.001
 _RECONCILE_SECONDS: Final = 0.2  # between two reads of the pauses by a drain
@@ -57,7 +57,7 @@ _OPERATOR: Final = "simulated operator"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that goes wrong, or that an operator does, from one time to another (seconds since the run began)."""
+    """A fault or an operator's action, from one time to another (seconds since the run began)."""
 
     kind: str  # a name of FAULTS
     begin: float
@@ -80,7 +80,7 @@ class Scenario:
     partitions: int = 4
     processes: int = 2
     batch_max: int = 500
-    nominal: float = 1500.0  # what an operator takes for the sink's capacity, events/s
+    nominal: float = 1500.0  # the sink's capacity in an operator's opinion, events/s
     settings: dict[str, Any] = field(default_factory=dict)  # changes to the settings
     judged_from: float = 40.0  # seconds: figures count from here on
     phases: Sequence[float] = ()  # times from which the time to settle is measured
@@ -90,7 +90,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Arm:
-    """A control law to simulate: the settings, which select the shipped policy, and what an experiment adds."""
+    """A control law to simulate: the settings, which select the shipped policy, and an experiment's additions."""
 
     name: str
     settings: Callable[[Settings, Scenario], Settings]
@@ -98,7 +98,7 @@ class Arm:
 
 
 class World:
-    """Everything of one run."""
+    """The state of one run."""
 
     def __init__(self, scenario: Scenario, arm: Arm, seed: int) -> None:
         self.scenario = scenario
@@ -140,7 +140,7 @@ class World:
         self.timeline = Timeline()
         self.is_down = False
         self.is_paused = False  # by an operator
-        self.asked_pauses: list[OperatorPause] = []  # what PostgreSQL keeps of the operator's commands
+        self.asked_pauses: list[OperatorPause] = []  # the operator's commands in PostgreSQL
         self.asked_override: Override | None = None
         self._noise = self.rng.gauss(0.0, 1.0) if scenario.noise[0] else 0.0
         self._second = Second()  # the current one
@@ -187,7 +187,7 @@ class World:
             phase=(number + 1) / self.scenario.processes,
         )
 
-    # --- What the shipped parts ask of the simulated ones -------------------------------------------------------------
+    # --- What the shipped parts call in the simulated ones ------------------------------------------------------------
 
     def _offsets(self) -> dict[int, int]:
         return {number: one.stored for number, one in enumerate(self.sink.partitions)}
@@ -277,12 +277,12 @@ class World:
         self.publish()
 
     def _note_version(self, version: int) -> None:
-        """A bucket has seen a version: the first one to see the end of an override publishes it."""
+        """A bucket has seen a version: the first bucket that sees the end of an override publishes it."""
         if version > self._published[0]:
             self.loop.call_soon(self.publish)
 
     def publish(self) -> None:
-        """If the store has another rate, tell the processes and the bound."""
+        """If the store has another rate, send it to the processes and the bounds."""
         if self.server.is_unavailable:
             return
         state = self.store.state()
@@ -456,7 +456,7 @@ def _override_begins(world: World, fault: Fault) -> None:
 
 
 def _override_ends(world: World, fault: Fault) -> None:
-    world.asked_override = None  # the store ends it by itself
+    world.asked_override = None  # the store ends it itself
     world.loop.call_later(_SOON_SECONDS, _settled, world, fault)
 
 
@@ -479,10 +479,10 @@ Action = Callable[[World, Fault], None]
 
 FAULTS: Final[dict[str, tuple[Action, Action]]] = {
     "sink down": (_sink_down, _sink_up),  # PostgreSQL does not answer: the breaker opens
-    "lag unknown": (_log_away, _log_back),  # neither the log nor PostgreSQL says how far it was consumed
+    "lag unknown": (_log_away, _log_back),  # neither the log nor PostgreSQL gives the consumed offset
     "state lost": (_store_lost, _settled),  # the control store was flushed
     "store down": (_store_away, _store_back),  # the control store does not answer
-    "controller restarts": (_controller_restarts, _settled),  # ticks go on in another process
+    "controller restarts": (_controller_restarts, _settled),  # ticks continue in another process
     "override": (_override_begins, _override_ends),  # an operator sets the rate `value`
     "paused": (_paused, _resumed),  # an operator pauses consumption
 }
@@ -490,7 +490,7 @@ FAULTS: Final[dict[str, tuple[Action, Action]]] = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the shipped parts from logging what is simulated."""
+    """Keep the shipped parts from logging simulated events."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
