@@ -13,7 +13,7 @@ from checks.bench.table import Line, document, made_of, table
 
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:
-    # Imported late: a wrong mark is reported at once.
+    # Imported late, so that a wrong mark is reported at once.
     from checks.bench import (  # noqa: PLC0415
         collector,
         costs,
@@ -40,7 +40,7 @@ def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]
 
 
 def measure(options: Options, only: Sequence[str]) -> list[Line]:
-    """Run what is wanted; a measurement that fails is a line that says why."""
+    """Run the wanted measurements. If one fails, its line gives the reason."""
     lines: list[Line] = []
     for marks, run in _groups():
         wanted = marks & set(only)
@@ -49,7 +49,7 @@ def measure(options: Options, only: Sequence[str]) -> list[Line]:
         began = time.monotonic()
         try:
             lines += run(options, wanted)
-        except Exception as error:  # the others are worth having
+        except Exception as error:  # the other results are useful
             lines += [Line(mark, "could not be measured", problem=repr(error)) for mark in MARKS if mark in wanted]
         print(
             f"{', '.join(mark for mark in MARKS if mark in wanted)}: {time.monotonic() - began:.0f} s",
@@ -60,7 +60,7 @@ def measure(options: Options, only: Sequence[str]) -> list[Line]:
 
 
 def main() -> int:
-    """Measure, print, and return 0 if everything could be measured, whether its goal is reached or not."""
+    """Measure and print. Returns 0 if everything could be measured, even if a goal is not reached."""
     arguments = arguments_of()
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     options = Options(

@@ -15,7 +15,7 @@ examples:
   .venv/bin/python -m checks.bench.backlog   a backlog on a running system
 """
 
-# The command line of `./bench.sh`. It needs no package, so that `--help` answers before anything is installed.
+# The command line of `./bench.sh`. It needs no package, so `--help` works before anything is installed.
 import argparse
 import sys
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Final
 
 MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14", "M15")
-# What a plain run leaves out: they need a program that most machines do not have.
+# A plain run omits these: they need a program that most machines do not have.
 NAMED_ONLY: Final = frozenset({"M14", "M15"})  # a Go compiler; Java and confluent-kafka
 OVERLOAD_MARKS: Final = ("M5", "M6", "M9", "M10")  # on a whole system, under overload
-# As in checks.bench.overload, which --help does not wait for.
+# The same as in checks.bench.overload, which --help does not import.
 ARM_WORDS: Final = ("off", "static", "bands", "bands-high", "drain-time")
 
 

@@ -35,7 +35,7 @@ class Scenario:
         print(f"{'s':>5}  {'':28}{'health':10}{'lag':>8}{'rate':>7}{'accepted':>10}{'refused':>9}")
 
     def look(self, happened: str = "") -> dict[str, Any]:
-        """The health document; a row where status or rate changed, or something happened."""
+        """Return the health document. Print a row if status or rate changed, or something happened."""
         connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=10)
         connection.request("GET", "/api/logs/health")
         health: dict[str, Any] = json.loads(connection.getresponse().read())
@@ -64,7 +64,7 @@ def run(log: str) -> None:
     """Run the scenario."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        # The scenario is about the lag. Many events are refused meanwhile, on purpose.
+        # The scenario tests the lag. It causes many refused events on purpose.
         environ_of_its_own(RATE_MAX=str(RATE_MAX), REFUSED_RATIO_MAX="1", SLUICE_HOME=folder) as environ,
     ):
         system = System(StackConfig.from_environ(log))

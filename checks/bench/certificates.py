@@ -1,4 +1,4 @@
-"""Certificates for a measurement: an authority, ingest's, and that of a client."""
+"""Certificates for a measurement: of an authority, of ingest and of a client."""
 
 import datetime
 import ipaddress

@@ -1,16 +1,16 @@
 """M14: records a CPU-second of ingest, beside an OpenTelemetry Collector that gets the same requests in the same run.
 
 The Collector is compiled from Go modules (`checks.testbed.kits`), so M14 runs only if it is named. Its protocol is
-OTLP over HTTP. Before ingest answers, the events are durable in the event log. A Collector promises as much as its
-exporter does, so it is measured in several ways:
+OTLP over HTTP. Before ingest answers, the events are durable in the event log. A Collector's durability is that of its
+exporter, so it is measured in several ways:
 
 - `nop`: it decodes the records and drops them. Nothing is durable. This is the least that a Collector can do.
-- `queue`: it writes the request to its queue on disk (`file_storage`), and answers. Its default is to leave the sync to
-  the operating system. Nothing is sent on: its destination refuses connections, as no drain reads Sluice's log here.
+- `queue`: it writes the request to its queue on disk (`file_storage`), and answers. By default, the operating system
+  decides when to sync. Its destination refuses connections, so nothing is sent on: no drain reads Sluice's log either.
 - `synced queue`: the same with fsync, as Sluice's Redis syncs. The Collector writes the file itself, so here and with
   `queue`, the CPU of Redis is added to that of ingest.
 - `Kafka` (with `--log kafka`): it sends the request to the broker to which ingest appends, and answers once all
-  replicas have it. The broker's CPU counts for neither. The Collector's record is the whole request, Sluice's is one
+  replicas have it. The broker's CPU is not counted. The Collector's Kafka record is the whole request, Sluice's is one
   event.
 """
 
@@ -45,7 +45,7 @@ _INGEST: Final = "ingest"
 _TOPIC: Final = "collector"
 _PARTITIONS: Final = 4  # as many as Sluice's topic
 _QUEUE_REQUESTS_MAX: Final = 100_000_000  # no measurement fills it
-_LATER: Final = "1h"  # until the next try to send from the queue: after all measurements
+_LATER: Final = "1h"  # until the queue tries to send again: after all measurements
 _ACCEPTED: Final = re.compile(r"^otelcol_receiver_accepted_log_records(?:_total)?\{[^}]*\} (\S+)", re.M)
 
 _Config = dict[str, Any]
@@ -58,9 +58,9 @@ class Way:
 
     name: str
     words: str
-    logs: tuple[str, ...]  # Sluice's event logs beside which it is measured
-    is_durable: bool = False  # before it answers, as ingest is
-    is_own_server: bool = False  # it writes to disk itself, so what does that for ingest is counted too
+    logs: tuple[str, ...]  # it is measured beside Sluice with these event logs
+    is_durable: bool = False  # before it answers, like ingest
+    is_own_server: bool = False  # it writes to disk itself, so the CPU of ingest's Redis is counted too
 
 
 WAYS: Final = (
@@ -81,7 +81,7 @@ class Collector:
     metrics_port: int
 
     def accepted(self) -> int:
-        """How many records it has accepted since its start, as its own metric says."""
+        """The number of records that it has accepted since its start, from its own metric."""
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self.metrics_port}/metrics", timeout=10) as answer:
             return accepted_in(answer.read().decode())
 
@@ -154,7 +154,7 @@ def config_of(way: Way, port: int, metrics_port: int, folder: Path, bootstrap: s
                 "brokers": [bootstrap],
                 "logs": {"topic": _TOPIC},
                 "producer": {"required_acks": -1},
-                "sending_queue": {"enabled": False},  # else it answers before it has sent
+                "sending_queue": {"enabled": False},  # otherwise it answers before it sends
             }
         }
     else:
@@ -168,7 +168,7 @@ def config_of(way: Way, port: int, metrics_port: int, folder: Path, bootstrap: s
                 "retry_on_failure": {"initial_interval": _LATER, "max_interval": _LATER, "max_elapsed_time": 0},
             }
         }  # fmt: skip
-    prometheus = {"host": LOOPBACK, "port": metrics_port}  # as ingest has its metrics
+    prometheus = {"host": LOOPBACK, "port": metrics_port}  # ingest has metrics too
     return {
         "receivers": {"otlp": {"protocols": {"http": {"endpoint": f"{LOOPBACK}:{port}"}}}},
         "exporters": exporters,
@@ -201,7 +201,7 @@ def _report_versions(program: Path, version: str) -> None:
 
 
 def lines_of(costs: _Costs, ways: Sequence[Way], version: str) -> list[Line]:
-    """The ratios of records a CPU-second: more than 1 says that ingest takes more of them than the Collector."""
+    """The ratios of records a CPU-second: above 1, ingest takes more of them than the Collector."""
     lines = []
     for form in FORMS:
         ours = costs[_INGEST, form.name]

@@ -1,7 +1,7 @@
-"""M12: what a deployment switches on, and what each costs: keys, TLS, certificates of clients, signing, WAITAOF.
+"""M12: the cost of each optional feature: keys, TLS, client certificates, signing, WAITAOF.
 
-Each row is a ratio to the same without it, measured in turns in the same minutes. All of ingest's variants run at once;
-the load is on one of them at a time.
+Each row is a ratio to the same work without the feature, measured in turns in the same minutes. All variants of ingest
+run at once; only one of them at a time has load.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def run(options: Options, _marks: set[str]) -> list[Line]:
 
 
 def lines_of(costs: _Costs) -> Iterator[Line]:
-    """The ratios of what was measured."""
+    """The ratios of the measured costs."""
     ways = {"keys": "API keys", "tls": "TLS", "certs": "TLS with client certificates"}
     for way, words in ways.items():
         yield _line(costs, f"202s of single events a CPU-second: {words} / plain", f"{way} 202", "plain 202")
@@ -165,7 +165,7 @@ def _requests(events: int, line: str) -> list[bytes]:
 
 
 def _of_hints(options: Options, home: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[], float]]:
-    """Hints of a process of its own, since signing is switched on for a whole process."""
+    """Hints in a separate process, because signing is switched on for a whole process."""
     broker = started(stack, redis_server(home / "broker", free_port(), is_log=False, maxmemory="256mb"))
     folder = home / "signing"
     key, certificate = signing.create("bench", folder)

@@ -1,10 +1,10 @@
 """M3: one admission decision, leases included, against rate limiter libraries and a Redis script for each request.
 
-CPU of this process and of the Redis server together. A lease is renewed from a real bucket while decisions are made,
-as often as at any load (33 times a second): the renewals, on both threads and in the server, are in the figure. The
-libraries run on their memory storage, where they limit one process only, and on their Redis storage, which is what
-does the bucket's job. Over-admission is measured on several Admission objects, each with a connection of its own, whose
-demand is eight times the rate.
+The figure is the CPU of this process and of the Redis server together. During the decisions, leases are renewed from a
+real bucket as often as at any load (33 times a second). The figure includes the renewals, on both threads and in the
+server. The libraries run on their memory storage, which limits one process only, and on their Redis storage, which does
+the bucket's job. Over-admission is measured on several Admission objects. Each has its own connection, and their demand
+is eight times the rate.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from pipeline.names import Level
 from pipeline.settings import Settings
 from stack.servers import free_port, redis_server
 
-RATE: Final = 10_000_000.0  # events/s: so many that decisions are never short of tokens for long
-AT_ONCE: Final = 1000  # decisions between two turns of the event loop, as a burst of requests would make them
-RATE_LIMITED: Final = 2000.0  # events/s, where over-admission is measured
-DEMAND: Final = 8  # times that
+RATE: Final = 10_000_000.0  # events/s: enough that decisions never lack tokens for long
+AT_ONCE: Final = 1000  # decisions between two turns of the event loop, as in a burst of requests
+RATE_LIMITED: Final = 2000.0  # events/s, to measure over-admission
+DEMAND: Final = 8  # times RATE_LIMITED
 PROCESSES: Final = 4
 NAME: Final = "bench"
 ACCOUNT: Final = "192.0.2.1"
@@ -110,7 +110,7 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
 
 
 def _libraries(url: str, decisions: int) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Decisions of other libraries: how many of them, and one."""
+    """Other libraries: how many decisions to make, and a function that makes one."""
     item = RateLimitItemPerSecond(int(RATE))
     in_memory = SlidingWindowCounterRateLimiter(MemoryStorage())
     in_redis = SlidingWindowCounterRateLimiter(RedisStorage(url))
@@ -140,7 +140,7 @@ def _called(call: Callable[[], object], count: int, server_pid: int) -> float:
 
 
 def _leased(settings: Settings, decisions: int, server_pid: int) -> tuple[float, float]:
-    """Nanoseconds of CPU of a decision on leases, the server's included, and the share of decisions that were a yes."""
+    """Nanoseconds of CPU of a decision on leases, the server's included, and the share of decisions that admitted."""
     cpu, server = own_cpu_seconds(), cpu_seconds(server_pid)
     admitted = uvloop.run(_decide(settings, decisions))
     used = own_cpu_seconds() - cpu + cpu_seconds(server_pid) - server
@@ -152,7 +152,7 @@ def _admission(settings: Settings) -> Admission:
 
 
 async def _decide(settings: Settings, decisions: int) -> int:
-    """Make decisions as fast as it goes; how many were a yes."""
+    """Make decisions as fast as possible. Returns how many admitted."""
     admission = _admission(settings)
     admission.start(asyncio.get_running_loop())
     await admission.take(1)  # the first lease is there
@@ -165,7 +165,7 @@ async def _decide(settings: Settings, decisions: int) -> int:
     for _ in range(decisions // AT_ONCE):
         for _ in range(AT_ONCE):
             if not take_now(1):
-                await admission.take(1)  # the lease is used up: this one waits for the next
+                await admission.take(1)  # the lease is used up: wait for the next one
             admitted += 1
         await asyncio.sleep(0)
     admission.close()
@@ -173,7 +173,7 @@ async def _decide(settings: Settings, decisions: int) -> int:
 
 
 async def _decide_by_level(admission: Admission, settings: Settings, decisions: int) -> int:
-    """The same for bodies of INFO, which leave a reserve in the bucket, and of one account, which are counted."""
+    """The same for bodies of INFO, which leave a reserve in the bucket. They are of one account, which is counted."""
     level = Level.INFO
     accounts = Accounts(settings, SystemClock())
     tally = accounts.enter(ACCOUNT)  # as the connection keeps it
@@ -193,7 +193,7 @@ async def _decide_by_level(admission: Admission, settings: Settings, decisions: 
 
 
 def _over_admission(url: str, seconds: float) -> float:
-    """Percent of the rate's integral that was admitted beyond it, one burst, and a lease for each process."""
+    """Percent of the rate's integral that was admitted beyond that integral, one burst, and one lease per process."""
     settings = Settings(
         redis_url=url, rate_max=RATE_LIMITED, rate_min=RATE_LIMITED, key_prefix=f"m3-{os.urandom(4).hex()}:"
     )
@@ -204,7 +204,7 @@ def _over_admission(url: str, seconds: float) -> float:
 
 
 async def _press(settings: Settings, seconds: float) -> tuple[int, float]:
-    """Offer far more than the rate to several Admission objects; how much was admitted, in how many seconds."""
+    """Offer far more than the rate to several Admission objects. Returns the admitted events and the seconds."""
     admissions = [_admission(settings) for _ in range(PROCESSES)]
     loop = asyncio.get_running_loop()
     for one in admissions:

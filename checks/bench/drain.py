@@ -1,9 +1,9 @@
 """M7, M8: rows a second that `drain` stores exactly once, against a plain COPY of the same rows and a read of the log.
 
-M7: each round gets an empty database and a prefilled log; the three take turns, and the goal is a share of the slower
-baseline, since a drain can be no faster than either. M8: the same COPY and drain into a table that holds events
-already, and a drain of a long backlog. The drain has one core, PostgreSQL and the log the other; COPY, its rows made
-beforehand, and the bare read likewise.
+M7: each round gets an empty database and a prefilled log, and the three take turns. The goal is a share of the slower
+baseline, since a drain can be no faster than either. M8: the same COPY and drain into a table that already holds
+events, and a drain of a long backlog. The drain has one core, PostgreSQL and the log the other. COPY and the bare read
+also have the drain's core. COPY's rows are made beforehand.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ from stack.servers import Server, free_port, kafka_server, postgres_server, redi
 
 PARTITION: Final = 0
 APPEND_AT_ONCE: Final = 1000
-PIECE_ROWS: Final = 100_000  # made, sent and forgotten at once
-TRIED_ROWS: Final = 100_000  # stored twice in each round of M8: the table should stay about as large as it says
+PIECE_ROWS: Final = 100_000  # made, sent and discarded together
+TRIED_ROWS: Final = 100_000  # stored twice in each round of M8: few, so that the table keeps about its stated size
 M8_ROUNDS_MAX: Final = 3
 
 
@@ -68,7 +68,7 @@ def pieces(count: int) -> Iterator[list[bytes]]:
 
 @contextlib.contextmanager
 def _fresh_database(server: Server, settings: Settings) -> Iterator[Settings]:
-    """An empty, migrated database; the checkpoint before keeps one round's writes out of the next one's time."""
+    """An empty, migrated database. A checkpoint before it keeps one round's writes out of the next round's time."""
     name = f"bench_{uuid.uuid4().hex}"
     with contextlib.closing(psycopg2.connect(server.url)) as connection:
         connection.autocommit = True
@@ -82,7 +82,7 @@ def _fresh_database(server: Server, settings: Settings) -> Iterator[Settings]:
 
 
 class _File:
-    """What copy_expert reads from."""
+    """The file that copy_expert reads."""
 
     def __init__(self, chunks: list[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -94,7 +94,7 @@ class _File:
 
 
 def plain_copy(settings: Settings, some: Iterable[list[bytes]]) -> float:
-    """Seconds for a COPY and COMMIT of each batch of the drain's size, its bytes made beforehand, on one connection."""
+    """Seconds to COPY and COMMIT batches of the drain's size on one connection. Their bytes are made beforehand."""
     encoder, offset, seconds, size = RowEncoder(), 0, 0.0, settings.drain_batch_records_max
     with contextlib.closing(psycopg2.connect(settings.database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
@@ -130,13 +130,13 @@ def bare_read(log: EventLog, settings: Settings, count: int) -> float:
 
 
 def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, float]:
-    """Wall and CPU seconds in which `drain` stores everything; it must store all of it."""
+    """Wall and CPU seconds in which `drain` stores all `count` records. It must store all of them."""
     clock = SystemClock()
     control = wiring.make_control_store(settings)
     storage = wiring.make_storage(settings)
     fence = wiring.make_offset_fence(settings)
     stored_until = 0
-    # A worker's clients have been connected by the runs before.
+    # Connect first: a worker's clients were connected by earlier runs.
     identity = log.identity()
     storage.offsets.stored_offsets(identity.log_id)
     fence.fence(identity.log_id, identity.incarnation)
@@ -176,12 +176,12 @@ class Rates:
     postgres_cpu: list[float] = field(default_factory=list)
 
     def figures(self, **more: Any) -> dict[str, Any]:
-        """All of it, for the JSON."""
+        """All figures, for the JSON."""
         return {**vars(self), **more}
 
 
 class Bench:
-    """The servers, and what is measured on them."""
+    """The servers, and the measurements on them."""
 
     def __init__(self, options: Options, home: Path, stack: contextlib.ExitStack) -> None:
         self._postgres = started(stack, postgres_server(home, free_port()))
@@ -201,7 +201,7 @@ class Bench:
             key_prefix=f"{unique}:",
             log_topic=unique,
             log_partitions=1,
-            append_seconds_max=10.0,  # of filling the log, which is not measured
+            append_seconds_max=10.0,  # to fill the log, which is not measured
             drain_run_seconds_max=240,
             drain_hard_seconds_max=300,
         )
@@ -225,13 +225,13 @@ class Bench:
         yield
 
     def control_commands(self) -> int:
-        """Commands that the control Redis has carried out since its start; those inside of scripts count too."""
+        """Commands that the control Redis has run since its start, including those in scripts."""
         with redis.Redis.from_url(self._control.url) as client:
             return sum(int(one["calls"]) for one in client.info("commandstats").values())
 
     def read(self, settings: Settings, count: int) -> float:
         """Rows/s of a bare read."""
-        # A reader of its own: one left at the end would first wait for the fetch that it has there.
+        # A new reader: one that is at the end of the log would first wait for its pending fetch.
         with contextlib.closing(wiring.make_log(settings)) as log:
             return count / bare_read(log, settings, count)
 
@@ -304,7 +304,7 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
 
 
 def _rounds_at(bench: Bench, database: Settings, rounds: int) -> Rates:
-    """COPY and drain in turns into a table as it is; each makes it larger by some percent at most."""
+    """COPY and drain in turns into the existing table. Each makes it at most some percent larger."""
     rates = Rates()
     for _ in range(rounds):
         with contextlib.closing(psycopg2.connect(database.database_url)) as connection:
@@ -327,7 +327,7 @@ def sizes_of(database: Settings) -> dict[str, int]:
 
 
 def _long_backlog(bench: Bench, count: int, reduced: str) -> Line:
-    """A drain of a long backlog into an empty table, against a COPY of as many; once each, since it is long."""
+    """A drain of a long backlog into an empty table, against a COPY of as many rows. Each runs once: it takes long."""
     rates, settings = Rates(), bench.settings()
     with bench.database(settings) as fresh:
         rates.copy.append(count / plain_copy(fresh, pieces(count)))

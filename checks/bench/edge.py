@@ -2,8 +2,8 @@
 
 All measurements take turns in the same minutes. The measured process has one core, load and servers the other. M1 is
 compared with a bare Sanic handler that only decodes the same body, and with FastAPI that uses the project's group
-commit (see `fastapi_app`; one append for each request is reported). M2 is compared with the log's standard client, the
-alternative without this project; the ratio to the project's own adapter is reported.
+commit (see `fastapi_app`; one append for each request is reported). M2 is compared with the log's standard client,
+which is the alternative without this project. The ratio to the project's own adapter is reported.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ from stack.servers import free_port, kafka_server, redis_server
 MARKS: Final = ("M1", "M2", "M4")
 BATCH_EVENTS: Final = 100
 CONNECTIONS: Final = 64
-OTHERS_SHARE_MAX: Final = 0.001  # or one a second: a bucket of one event a second admits one now and then
+OTHERS_SHARE_MAX: Final = 0.001  # or one a second: a bucket of one event a second sometimes admits one
 WARM_SECONDS: Final = 0.3
-STOP_SECONDS_MAX: Final = 60.0  # of a server, on a machine that is busy
+STOP_SECONDS_MAX: Final = 60.0  # of a server, on a busy machine
 
 Measurement = Callable[[], Cost]
 _MARKS_OF: Final = {  # which goals need a measurement
@@ -84,7 +84,7 @@ def process(command: list[str], settings: Settings | None, port: int) -> Iterato
 def measure(
     pid: int, port: int, batch: int, wanted: int, seconds: float, *, log_pid: int | None = None, query: str = ""
 ) -> Cost:
-    """Load with own events for `seconds`; see `measure_requests`."""
+    """Load with events of Sluice's protocol for `seconds`; see `measure_requests`."""
     units = batch if wanted == 202 else 1
     return measure_requests(pid, port, _requests(batch, query), units, wanted, seconds, log_pid=log_pid)
 
@@ -93,15 +93,15 @@ def measure_requests(
     pid: int, port: int, requests: list[bytes], units: int, wanted: int, seconds: float, *,
     log_pid: int | None = None, tls: Tls | None = None,
 ) -> Cost:  # fmt: skip
-    """Load for `seconds`; every answer must have the wanted status, else the figure would be of something else.
+    """Load for `seconds`. Every answer must have the wanted status, otherwise the figure would be wrong.
 
-    `units` is what a request counts for.
+    `units` is the number of units in a request.
     """
     run_load("127.0.0.1", port, requests, seconds=WARM_SECONDS, connections=CONNECTIONS, tls=tls)
     begin: dict[str, float] = {}
 
     def note_begin(so_far: LoadResult) -> None:
-        """Measure from here: handshakes of TLS cost as much as hundreds of requests."""
+        """Measure from here: TLS handshakes cost as much as hundreds of requests."""
         begin.update(cpu=cpu_seconds(pid), log=cpu_seconds(log_pid) if log_pid else 0.0, at=time.monotonic())
         begin["done"] = so_far.statuses[wanted]
 
@@ -144,8 +144,8 @@ def _measurements(
     else:
         log_server = started(stack, redis_server(home, free_port(), is_log=True, maxmemory="8gb"))
     common: dict[str, Any] = {"redis_url": control.url, "event_log_url": log_server.url}
-    common |= {"rate_hold_periods": 1000}  # nobody publishes a rate here
-    common |= {"append_seconds_max": 10.0}  # a 503 on a busy machine would be another measurement
+    common |= {"rate_hold_periods": 1000}  # no rate is published here
+    common |= {"append_seconds_max": 10.0}  # a 503 on a busy machine would spoil the measurement
     admit = Settings(**common, ingest_port=free_port(), rate_max=10_000_000, rate_min=10_000_000, key_prefix="a:")
     refuse = Settings(**common, ingest_port=free_port(), rate_max=1, rate_min=1, key_prefix="r:")
     log_pid = log_server.pid
@@ -176,7 +176,7 @@ def _measurements(
         port429 = refuse.ingest_port
         found["429 single"] = lambda: measure(refusing, port429, 1, 429, seconds)
         found["429 batch"] = lambda: measure(refusing, port429, BATCH_EVENTS, 429, seconds)
-        # A query takes a request to the handler: the same refusal, by way of a request object.
+        # With a query, a request reaches the handler: the same refusal, through a request object.
         found["429 through the framework"] = lambda: measure(refusing, port429, 1, 429, seconds, query="?framework")
     return {name: found[name] for name in _MARKS_OF if name in found and name in wanted}
 
@@ -207,7 +207,7 @@ def _until(status: int, port: int, problem: str) -> None:
 
 
 def _lines(costs: dict[str, list[Cost]]) -> list[Line]:
-    """The ratios that can be made of what was measured."""
+    """The ratios for which there are measurements."""
 
     def line(
         mark: str, what: str, above: str, below: str, goal: Any = None, *, scale: float = 1, unit: str = ""
@@ -219,7 +219,7 @@ def _lines(costs: dict[str, list[Cost]]) -> list[Line]:
         figures = {name: _figures(costs[name]) for name in (above, below)}
         return [Line(mark, what, values, goal, unit=unit, figures=figures)]
 
-    requests = 1 / BATCH_EVENTS  # of the events in bodies, how many bodies
+    requests = 1 / BATCH_EVENTS  # for events sent in bodies: bodies per event
     return [
         *line("M1", "single-event 202s a CPU-second / bare Sanic", "single", "bare single", at_least(0.7)),
         *line("M1", "… / FastAPI with our group commit", "single", "FastAPI, group commit", at_least(2.5)),

@@ -1,8 +1,8 @@
-"""The baseline that most would write: FastAPI on uvicorn, a pydantic model, the project's log client behind it.
+"""The baseline that most people would write: FastAPI on uvicorn, a pydantic model, the project's log client behind it.
 
 Two forms. `append`: each request calls the log client's `append` in the thread pool, under a lock, since the client
-is for one thread. `group`: requests share the project's own group commit, so that all that differs is the framework;
-the harder baseline, which the goal is held against.
+is for one thread. `group`: requests share the project's own group commit, so only the framework differs. This is the
+harder baseline, and the goal is compared with it.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def make_app(settings: Settings, form: str) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if form == "group":
             appender.start(asyncio.get_running_loop())
-            while not appender.status(clock.monotonic()).answers:  # noqa: ASYNC110  # it tells nobody
+            while not appender.status(clock.monotonic()).answers:  # noqa: ASYNC110  # it sends no signal
                 await asyncio.sleep(0.01)
         yield
         if form == "group":

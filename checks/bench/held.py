@@ -1,7 +1,7 @@
 """A running system whose PostgreSQL stores a known number of events per second, and the loads that it gets.
 
-A trigger holds PostgreSQL at a rate (`checks.loadgen.hold`), so that reading, storing and their transactions stay real.
-Batches are small, so that a held one is not taken for a frozen server. The system has one core, the load the other.
+A trigger holds PostgreSQL at a rate (`checks.loadgen.hold`), so reading, storing and their transactions stay real.
+Batches are small, so that a held batch does not look like a frozen server. The system has one core, the load the other.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ _WHY: Final = "a measurement"
 
 _Answer = TypeVar("_Answer")
 
-Change = tuple[float, Callable[[], None]]  # seconds after the load's begin, what is done then
+Change = tuple[float, Callable[[], None]]  # seconds after the load's start, action
 
 
 class Batch(NamedTuple):
-    """One stored batch: when (epoch s), its events, those within 10 s of their receipt, the age of the oldest one."""
+    """One stored batch: time (epoch s), events, events stored within 10 s of their receipt, age of the oldest one."""
 
     at: float
     events: int
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One load on one system: the responses to clients, the stored batches, and when each change was made (epoch s)."""
+    """One load on one system: the responses to clients, the stored batches, and the time of each change (epoch s)."""
 
     responses: Responses
     stored: Sequence[Batch]
@@ -79,7 +79,7 @@ class Run:
         return rates_of(taken, [BODY_EVENTS] * len(taken), begin=begin, end=end)
 
     def stored_rates(self, begin: float, end: float, *, in_time: bool = False) -> list[float]:
-        """Events/s stored in each second; `in_time`: of them those within 10 s of their receipt."""
+        """Events/s stored in each second; `in_time`: only those within 10 s of their receipt."""
         counts = [batch.in_time if in_time else batch.events for batch in self.stored]
         return rates_of([batch.at for batch in self.stored], counts, begin=begin, end=end)
 
@@ -139,9 +139,9 @@ class Held:
     def run(
         self, phases: Sequence[tuple[float, float]], changes: Sequence[Change] = (), sink: float = SINK_RATE
     ) -> Run:
-        """Offer phases of (seconds, events/s) to a sink of `sink` events/s, with changes meanwhile.
+        """Offer phases of (seconds, events/s) to a sink of `sink` events/s, and make the changes meanwhile.
 
-        Then the system stores all of it and comes to rest.
+        Then wait until the system has stored everything and is at rest.
         """
         self._database.execute("TRUNCATE bench_stored")
         self.hold(sink)
@@ -166,28 +166,28 @@ class Held:
         return Run(responses, [Batch(*row) for row in stored], made.made)
 
     def hold(self, rate: float | None) -> None:
-        """Let PostgreSQL store so many events per second from now on; None: as many as it can."""
+        """Let PostgreSQL store at most `rate` events per second from now on. None: no limit."""
         self._database.hold(rate)
 
     def freeze(self) -> None:
-        """Stop PostgreSQL's processes, so that it keeps its connections and answers nothing."""
+        """Stop PostgreSQL's processes: it keeps its connections and does not answer."""
         pid = self._system.supervisor().getProcessInfo("postgres")["pid"]
         postmaster = psutil.Process(pid)
-        postmaster.suspend()  # first: it starts no new process any more
+        postmaster.suspend()  # first, so that it starts no new process
         self._frozen = [postmaster, *postmaster.children(recursive=True)]
         for process in self._frozen[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
 
     def thaw(self) -> None:
-        """Let PostgreSQL's processes continue; without a freeze it does nothing."""
+        """Let PostgreSQL's processes continue. Does nothing if they are not frozen."""
         frozen, self._frozen = self._frozen, []
         for process in reversed(frozen):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
     def limit(self, rate: float | None) -> None:
-        """Limit the rate to a constant, as an operator can; None: the rate policy decides again."""
+        """Set a constant rate, as an operator can. None: the rate policy decides again."""
         if rate is None:
             _patiently(lambda: self._store.clear_override(actor=_ACTOR, why=_WHY))
         else:
@@ -196,7 +196,7 @@ class Held:
         self._await_rest(0)
 
     def raise_maximum(self, rate_max: float | None) -> None:
-        """Give the bands another highest rate, as an operator can; None: that of the settings."""
+        """Set another maximum rate for the bands, as an operator can. None: that of the settings."""
         settings = self._settings
         if rate_max is None:
             if not _patiently(lambda: self._store.clear_bands(actor=_ACTOR, why=_WHY)):
@@ -215,7 +215,7 @@ class Held:
         self._await(lambda rate: rate.base_rate == (settings.rate_max if rate_max is None else rate_max))
 
     def forget(self) -> None:
-        """Delete the published rate with the state of the rate policy, which then begins as on a new system."""
+        """Delete the published rate and the state of the rate policy. The policy then starts as on a new system."""
         key = f"{self._settings.key_prefix}{KEY_RATE}"
         with contextlib.closing(redis.Redis.from_url(self._settings.redis_url)) as client:
             client.delete(key)
@@ -223,13 +223,13 @@ class Held:
             def is_new(rate: PublishedRate) -> bool:
                 if rate.base_rate < 1.5 * START_RATE:
                     return True
-                client.delete(key)  # a tick was under way, and published what it had read before
+                client.delete(key)  # a running tick published the state that it had read before
                 return False
 
             self._await(is_new)
 
     def _await(self, condition: Callable[[PublishedRate], bool]) -> None:
-        """Until a condition of the published rate holds."""
+        """Wait until a condition of the published rate holds."""
         deadline = time.monotonic() + _REST_SECONDS_MAX
         while time.monotonic() < deadline:
             rate = _patiently(self._store.state).rate
@@ -243,7 +243,7 @@ class Held:
         self._database.close()
 
     def _await_rest(self, admitted: int) -> None:
-        """Until everything that was admitted is stored, and the system is healthy at the rate that applies then."""
+        """Wait until all admitted events are stored, and the system is healthy at its current rate."""
         deadline = time.monotonic() + _REST_SECONDS_MAX
         while True:
             stored = self._database.rows("SELECT coalesce(sum(events), 0) FROM bench_stored")[0][0] if admitted else 0
@@ -263,7 +263,7 @@ class Held:
 
 
 def _patiently(call: Callable[[], _Answer]) -> _Answer:
-    """Call the control store until it answers: its time-outs are short, and the machine is busy on purpose."""
+    """Call the control store until it answers. Its timeouts are short, and the machine is busy on purpose."""
     deadline = time.monotonic() + _REST_SECONDS_MAX
     while True:
         try:
@@ -275,10 +275,10 @@ def _patiently(call: Callable[[], _Answer]) -> _Answer:
 
 @contextlib.contextmanager
 def held_system(log: str, policy: str) -> Iterator[Held]:
-    """A separate system on the server core, with this rate policy; the caller gets the load's core."""
+    """A separate system on the server core, with this rate policy. The caller runs on the load's core."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        # Much that is refused is what is measured, and no reason to wait for.
+        # Many refusals are part of the measurement; they must not make the system unhealthy.
         environ_of_its_own(
             SLUICE_HOME=folder,
             PROMETHEUS="no",

@@ -1,7 +1,7 @@
-"""`python -m checks.bench.hints COUNT`: CPU seconds to send so many hints, and to take them from the queue.
+"""`python -m checks.bench.hints COUNT`: CPU seconds to send COUNT hints, and to take them from the queue.
 
-The settings are those of the environment. Prints the two numbers. A process of its own: signing is switched on for all
-of a process.
+The settings are those of the environment. Prints the two numbers. It is a separate process because signing is switched
+on for a whole process.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """M15: the two libraries that append to Kafka (KAFKA_CLIENT), and librdkafka's consumer beside our own fetch.
 
-Each row is a ratio of confluent-kafka to what a plain system uses, measured in turns. CPU is that of the client's
-process with all its threads; the broker's counts for neither. Appends are groups of 500 events, as ingest makes them,
-which are durable before the next one begins.
+Each row is a ratio of confluent-kafka to the client of a plain system, measured in turns. CPU is that of the client's
+process with all its threads. The broker's CPU is not counted. Appends are groups of 500 events, as in ingest. Each
+group is durable before the next one begins.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def run(options: Options, _marks: set[str]) -> list[Line]:
             control = started(stack, redis_server(Path(folder), free_port(), is_log=False, maxmemory="256mb"))
             broker = started(stack, kafka_server(Path(folder), free_port(), free_port()))
             pid = broker.pid
-            # More time than a client would get: a busy machine must not end a measurement.
+            # More time than usual: a busy machine must not end a measurement.
             plain = Settings(redis_url=control.url, event_log_url=broker.url, append_seconds_max=30.0)
             backlog = _filled(replace(plain, log_topic="backlog", log_partitions=1), options)
             for _ in range(options.rounds):
@@ -64,7 +64,7 @@ def run(options: Options, _marks: set[str]) -> list[Line]:
 
 
 def lines_of(costs: Costs) -> Iterator[Line]:
-    """The ratios of what was measured."""
+    """The ratios of the measured costs."""
     for partitions in PARTITIONS:
         ours, plain = (costs[client, partitions] for client in CLIENTS)
         yield _line(
@@ -81,12 +81,12 @@ def _line(what: str, above: Sequence[float], below: Sequence[float]) -> Line:
 
 
 def _cpu(costs: Sequence[Cost]) -> list[float]:
-    """CPU-seconds of an event in each round."""
+    """CPU-seconds per event in each round."""
     return [cost.cpu_seconds / cost.units for cost in costs]
 
 
 def _wall(costs: Sequence[Cost]) -> list[float]:
-    """Seconds of an event in each round, as groups follow each other."""
+    """Wall seconds per event in each round. Groups follow each other."""
     return [cost.wall_seconds / cost.units for cost in costs]
 
 
@@ -101,7 +101,7 @@ def _filled(settings: Settings, options: Options) -> Settings:
 
 
 def _read(settings: Settings, reader: str) -> Cost:
-    """Read the topic once, in a process of its own."""
+    """Read the topic once, in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "checks.bench.kafka_clients", reader],
         env=environ_with(settings),
@@ -119,7 +119,7 @@ def _read_here(settings: Settings, reader: str) -> None:
     with contextlib.closing(wiring.make_log(settings)) as log:
         (position,) = log.positions()
         read = _own_batches(settings) if reader == "own" else _consumed_batches(settings)
-        count = len(next(read))  # connections and metadata are not what a record costs
+        count = len(next(read))  # excludes connections and metadata from the cost of a record
         started_at, cpu, measured = time.monotonic(), time.process_time(), 0
         while count < position.end:
             if time.monotonic() - started_at > _READ_SECONDS_MAX:

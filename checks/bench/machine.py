@@ -1,4 +1,4 @@
-"""Where measurements run: which core is whose, servers that end with the block, and what was asked for."""
+"""Where measurements run: the cores, servers that stop when a block ends, and the options."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ LOAD_CORE: Final = _CORES[-1]  # of the generator and of the servers behind
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     log: str = "redis"
     rounds: int = 3
-    quick: bool = False  # far too short to mean anything: to see that it works
+    quick: bool = False  # too short for useful figures: only shows that it works
     full: bool = False  # the goals' own sizes
     arms: tuple[str, ...] = ()  # of M5, M6, M9, M10; empty: the usual ones
     overload_rounds: int = 1  # of M5, M6, M9, M10: each starts every system again
@@ -36,7 +36,7 @@ class Options:
 
 
 def run_on(core: int) -> None:
-    """Move this process, and what it starts from now on, to one core."""
+    """Move this process, and all that it starts from now on, to one core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
 
@@ -49,7 +49,7 @@ def run_anywhere() -> None:
 
 @contextlib.contextmanager
 def starting_on(core: int) -> Iterator[None]:
-    """What starts in this block runs on one core from its beginning: threads that it starts at once do too."""
+    """Processes that start in this block run on one core from their start, with the threads that they start at once."""
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {core}
     run_on(core)
     try:
@@ -60,13 +60,13 @@ def starting_on(core: int) -> Iterator[None]:
 
 
 def started(stack: contextlib.ExitStack, server: Server) -> Server:
-    """Start a server that ends with the block."""
+    """Start a server that stops with the stack."""
     stack.callback(server.stop)
     return server.start()
 
 
 def processor() -> str:
-    """The processor's name, as Linux knows it; elsewhere the kind of machine."""
+    """The processor's name as reported by Linux; on other systems, the kind of machine."""
     facts = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)$", facts.read_text(), re.MULTILINE) if facts.is_file() else None
     return found[1].strip() if found else platform.machine()

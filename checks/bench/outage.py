@@ -66,7 +66,7 @@ class Scenario:
 
     def record(self, name: str) -> View:
         """Take a picture of the page, and run `inspect sluice`."""
-        self.page.wait_for_timeout(1500)  # a message a second: the page shows what holds now
+        self.page.wait_for_timeout(1500)  # one message a second: then the page is up to date
         headline = " ".join(": ".join(self.page.locator("#headline, #cause").all_inner_texts()).split())
         save_picture(self.page.screenshot(), self.images / f"outage-{len(self.views) + 1}.png")
         done = subprocess.run(
@@ -108,7 +108,7 @@ def clock(at: float) -> str:
 
 @dataclass
 class Stage:
-    """One stage of the outage, as Prometheus has it."""
+    """One stage of the outage, as recorded by Prometheus."""
 
     what: str
     query: str
@@ -127,7 +127,7 @@ def stages(
     paused = 'max(sluice_consumption_paused{reason="breaker"})'
     is_open = [at for at, value in scenario.series(breaker, began, ended_at) if value == 1]
     is_paused = [at for at, value in scenario.series(paused, began, ended_at) if value == 1]
-    # A rate over ten seconds looks back for as long, and the first seconds are PostgreSQL's last
+    # A rate over ten seconds includes the ten seconds before. The first seconds still show PostgreSQL's last work.
     stored = scenario.series("sum(rate(sluice_drained_events_total[10s]))", stopped_at + 20, closed)
     before = scenario.series("max(rate_limiter_rate_limit)", began, opened - 1)
     during = scenario.series("max(rate_limiter_rate_limit)", opened + slack, closed)

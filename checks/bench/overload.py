@@ -1,14 +1,14 @@
-"""M5, M6, M9, M10: overload on the real system with every process of it, and how each way to limit the rate copes.
+"""M5, M6, M9, M10: overload on the real system with all its processes, for each way to limit the rate.
 
-- M5: goodput at 2, 5 and 10 times what PostgreSQL stores. Goodput is what is stored within 10 s of its receipt, over
-  the sink's maximum, which is what it stores in the same run while nothing limits the rate.
-- M6: a step from half of that to twice of it.
+- M5: goodput at 2, 5 and 10 times the rate that PostgreSQL stores. Goodput is the rate of events stored within 10 s of
+  their receipt, divided by the sink's maximum. The maximum is measured in the same run without a rate limit.
+- M6: a step from half of that to twice that.
 - M9: PostgreSQL stores 1,500, then 600, then 3,000 events/s.
 - M10: PostgreSQL is frozen (SIGSTOP) under load, and continues.
 
-Arrivals are open-loop, in bodies of 20. The arms, each in a system of its policy: no limit; a static limit at the
-sink's nominal rate, which nobody knows in practice; the default bands; `drain_time`, which begins each run as on a new
-system; and, only if asked for, bands under a maximum of four times the sink, where the bands alone must find the rate.
+Arrivals are open-loop, in bodies of 20. Each arm has a system with its policy: no limit; a static limit at the sink's
+nominal rate, which is unknown in practice; the default bands; `drain_time`, which starts each run as on a new system;
+and, only on request, bands with a maximum of four times the sink's rate. There the bands alone must find the rate.
 """
 
 import sys
@@ -43,7 +43,7 @@ REPAIRED_SECONDS_MAX: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to limit the rate, and how long it takes until its state is what it will be."""
+    """One way to limit the rate, and how long it takes until its state is stable."""
 
     word: str  # on the command line
     name: str
@@ -56,16 +56,16 @@ class Arm:
     is_default: bool = True
 
     def warm_for(self, factor: int) -> float:
-        """Seconds of load before a measurement. Without a limit: until what is stored is older than 10 s."""
+        """Seconds of load before a measurement. Without a limit: until stored events are older than 10 s."""
         return 10 * factor / (factor - 1) + 2 if self.limit == OFF_RATE else self.warm_seconds
 
     @property
     def follows(self) -> bool:
-        """Whether the rate can follow a sink that changes."""
+        """Whether the rate can follow a changing sink."""
         return self.limit is None
 
 
-# No limit comes first: what it stores is the maximum that the others are compared with.
+# No limit comes first: its stored rate is the maximum with which the others are compared.
 ARMS: Final = (
     Arm("off", "limiter off", bands.NAME, limit=OFF_RATE),
     Arm("static", "static limit at the sink's rate", bands.NAME, limit=float(SINK_RATE)),
@@ -85,7 +85,7 @@ class Lengths:
     capacity: float = 12
     warm_up: float = 2  # of a capacity run: not counted
     measured: float = 10
-    settled_after: float = 20  # of drain_time: from the end of the first measurement to the begin of the second
+    settled_after: float = 20  # of drain_time: between the end of the first measurement and the start of the second
     before_step: float = 6
     changes: tuple[float, float, float] = (25, 35, 40)  # at each of CHANGED_RATES
     changes_skipped: float = 10  # cold
@@ -105,7 +105,7 @@ QUICK: Final = Lengths(
 
 
 def run(options: Options, marks: set[str]) -> list[Line]:
-    """Measure each arm in turn, in as many rounds as asked for; each round starts new systems."""
+    """Measure each arm in turn, in `overload_rounds` rounds. Each round starts new systems."""
     words = options.arms or (_QUICK_ARMS if options.quick else DEFAULT_ARMS)
     arms = [arm for arm in ARMS if arm.word in words]
     lines: list[Line] = []
@@ -116,7 +116,7 @@ def run(options: Options, marks: set[str]) -> list[Line]:
                     for line in SystemMeasurements(held, options, number).measure(
                         [arm for arm in arms if arm.policy == policy], marks
                     ):
-                        lines.append(line)  # one by one: those before an error are worth having
+                        lines.append(line)  # one by one: lines before an error are useful
                         print(f"{line.mark} {line.what}: {', '.join(map(digits, line.values))}", file=sys.stderr)
             except Exception as error:
                 what = f"a system with the rate policy {policy}, round {number + 1}: it could not be measured further"
@@ -131,12 +131,12 @@ class SystemMeasurements:
         self._held = held
         self._lengths = QUICK if options.quick else Lengths()
         total = min(options.step_runs, self._lengths.step_runs_max)
-        # All rounds together have `step_runs` runs.
+        # `step_runs` is the number of runs in all rounds together.
         self._step_runs = total // options.overload_rounds + (number < total % options.overload_rounds)
         self._sinks: dict[float, float] = {}  # events/s: nominal, measured
 
     def measure(self, arms: Sequence[Arm], marks: set[str]) -> Iterator[Line]:
-        """All lines of these arms, each when it is known."""
+        """All lines of these arms, each as soon as it is known."""
         rates = {float(SINK_RATE)} | (
             set(CHANGED_RATES) if "M9" in marks and any(arm.follows for arm in arms) else set()
         )
@@ -164,7 +164,7 @@ class SystemMeasurements:
         return self._sinks[float(SINK_RATE)]
 
     def _maximum(self, rate: float) -> float:
-        """Events/s that the sink stores at most: what it stores while more is there than it takes."""
+        """The most events/s that the sink stores, measured while more events wait than it can store."""
         lengths = self._lengths
         run = self._held.run([(lengths.capacity, 2 * rate)], sink=rate)
         rates = run.stored_rates(run.end - lengths.capacity + lengths.warm_up, run.end)
@@ -176,7 +176,7 @@ class SystemMeasurements:
         return self._held.run(phases, changes)
 
     def _goodput(self, arm: Arm, factor: int) -> list[Line]:
-        """One run; that of `drain_time` is measured twice, since it begins as on a new system."""
+        """One run. `drain_time` is measured twice in it, since it starts as on a new system."""
         measured = self._lengths.measured
         warm = min(arm.warm_for(factor), self._lengths.warm_max)
         is_ours = arm.policy == drain_time.NAME
@@ -233,7 +233,7 @@ class SystemMeasurements:
         ]
 
     def _changing(self, arm: Arm) -> list[Line]:
-        """A sink that becomes slower, and then faster than it was."""
+        """A sink that becomes slower, and then faster than at first."""
         lengths, (_, second, third) = self._lengths, CHANGED_RATES
         seconds = lengths.changes
         changes: list[Change] = [
@@ -268,7 +268,7 @@ class SystemMeasurements:
         ]  # fmt: skip
 
     def _frozen(self, arm: Arm) -> list[Line]:
-        """PostgreSQL answers nothing for a time, and then continues."""
+        """PostgreSQL does not answer for a time, and then continues."""
         lengths = self._lengths
         seconds = lengths.before_freeze, lengths.frozen, lengths.after_freeze
         changes: list[Change] = [(seconds[0], self._held.freeze), (seconds[0] + seconds[1], self._held.thaw)]
@@ -289,7 +289,7 @@ class SystemMeasurements:
 
 
 def _tried(mark: str, arm: Arm, measure: Callable[[], list[Line]]) -> list[Line]:
-    """The lines of a run; a run that fails is a line that says why, and the others are worth having."""
+    """The lines of a run. If it fails, one line gives the reason, so the other runs still count."""
     try:
         return measure()
     except Exception as error:

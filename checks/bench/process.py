@@ -1,4 +1,4 @@
-"""CPU time of processes, and what was done with it."""
+"""CPU time of processes, and the work done with it."""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Cost:
-    """Units of work (requests or events) done with how much CPU of the measured process, in how much wall time."""
+    """Units of work (requests or events), with the CPU time of the measured process and the wall time for them."""
 
     units: int
     cpu_seconds: float
@@ -31,7 +31,7 @@ def cpu_seconds(pid: int) -> float:
         except psutil.NoSuchProcess:
             continue
         total += times.user + times.system
-        if one is process:  # what its children used that have ended since
+        if one is process:  # of its children that have ended
             total += times.children_user + times.children_system
     return total
 

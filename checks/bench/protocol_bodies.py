@@ -27,7 +27,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a record has of its own; all others are the same in each of them."""
+    """The fields that differ between records; all other fields are the same in each record."""
 
     number: int
 
@@ -60,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A protocol as it is measured: how a body is made of records, and how it is sent and answered."""
+    """A measured protocol: how to make a body from records, how to send it, and the expected answer."""
 
     name: str
     path: str
@@ -79,7 +79,7 @@ class Form:
 
 
 def records_of(count: int, first: int = 0) -> list[Record]:
-    """Records with numbers of their own."""
+    """Records with different numbers."""
     return [Record(first + number) for number in range(count)]
 
 

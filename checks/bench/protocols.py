@@ -23,7 +23,7 @@ from stack.servers import Server, free_port, kafka_server, redis_server
 
 MARK: Final = "M11"
 BATCH_RECORDS: Final = 100
-APPEND_SECONDS_MAX: Final = 10.0  # processor time is measured: a log that waits for a busy disk or core is no failure
+APPEND_SECONDS_MAX: Final = 10.0  # only CPU time is measured: a wait for a busy disk or core is no failure
 GOALS: Final[dict[str, Goal]] = {
     "OTLP/JSON": at_most(3.5),
     "OTLP/protobuf": at_most(8),
@@ -64,14 +64,14 @@ class Ingest:
 
 
 def ingest_that_admits_all(log: str, home: Path, stack: contextlib.ExitStack, key_prefix: str) -> Ingest:
-    """Start ingest with servers of its own and a rate that no load reaches. All end with the stack."""
+    """Start ingest with its own servers and a rate that no load reaches. All stop with the stack."""
     control = started(stack, redis_server(home, free_port(), is_log=False, maxmemory="256mb"))
     if log == "kafka":
         log_server = started(stack, kafka_server(home, free_port(), free_port()))
     else:
         log_server = started(stack, redis_server(home, free_port(), is_log=True, maxmemory="8gb"))
     settings = Settings(
-        redis_url=control.url, event_log_url=log_server.url, rate_hold_periods=1000,  # nobody publishes a rate here
+        redis_url=control.url, event_log_url=log_server.url, rate_hold_periods=1000,  # no rate is published
         ingest_port=free_port(), rate_max=10_000_000, rate_min=10_000_000, key_prefix=key_prefix,
         append_seconds_max=APPEND_SECONDS_MAX,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def _measured(options: Options, home: Path, stack: contextlib.ExitStack) -> _Cos
 
 
 def _forms() -> list[tuple[Form, int]]:
-    """Each form with the records of a body."""
+    """Each form with the number of records in a body."""
     return [
         (form, count)
         for count in (BATCH_RECORDS, 1)
@@ -106,7 +106,7 @@ def requests_of(form: Form, count: int) -> list[bytes]:
 
 
 def _trim(server: Server) -> None:
-    """Remove what was appended: there is no drain here, and memory has an end."""
+    """Remove the appended records: no drain runs here, and memory is limited."""
     with redis.Redis.from_url(server.url) as client:
         for key in client.scan_iter(_type="stream"):
             client.xtrim(key, maxlen=0, approximate=False)

@@ -1,7 +1,7 @@
 """The baseline of M2: prepared records appended to the same log, with nothing before it.
 
-Two clients: `standard` is what anybody would write (redis-py: a pipeline of XADD; kafka-python-ng: send and wait),
-`own` the project's adapter, which packs a group into one call where the log is Redis.
+Two clients. `standard` is the usual code (redis-py: a pipeline of XADD; kafka-python-ng: send and wait). `own` is the
+project's adapter, which packs a group into one call if the log is Redis.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ Append = Callable[[Sequence[tuple[int, bytes]]], None]
 
 
 def raw_append(settings: Settings, client: str, seconds: float, log_pid: int) -> Cost:
-    """Append groups of `append_group_events_max` records for `seconds`, in a process of its own."""
+    """Append groups of `append_group_events_max` records for `seconds`, in a separate process."""
     log_cpu = cpu_seconds(log_pid)
     done = subprocess.run(
         [sys.executable, "-m", "checks.bench.raw", client, str(seconds)],

@@ -1,7 +1,7 @@
 """M13: sizes and counts that `python -m checks.sizing` needs beside the CPU of M1, M2, M7 and M8. No ratios.
 
-What an event takes in the event log and in PostgreSQL, what the control Redis carries out for an ingest process, a
-lease and a batch, and how long the smallest batches take. Counts of bytes and commands do not depend on the machine.
+The bytes of an event in the event log and in PostgreSQL, the commands that the control Redis runs for an ingest
+process, a lease and a batch, and the time of the smallest batches. Only that time depends on the machine.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def _line(what: str, value: float, unit: str) -> Line:
 
 
 def _of_ingest(bench: Bench, options: Options) -> list[Line]:
-    """One ingest process that nobody sends to, and leases that this process takes."""
+    """One ingest process without requests, and leases that this process takes."""
     event = len(msgspec.json.encode(an_event(0)))
     settings = replace(bench.settings(), ingest_port=free_port())
     with process([sys.executable, "-m", "ingest"], settings, settings.ingest_port):
@@ -71,7 +71,7 @@ def _of_ingest(bench: Bench, options: Options) -> list[Line]:
 
 
 def _of_storing(bench: Bench, options: Options, home: Path) -> list[Line]:
-    """A log that is filled and drained, once in large and once in small batches."""
+    """Fill a log and drain it, once in large and once in small batches."""
     count = 20_000 if options.quick else PIECE_ROWS
     records, rates, settings = records_of(0, count), Rates(), bench.settings()
     before = held_bytes(settings, home)

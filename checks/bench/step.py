@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 BAND: Final = 0.10
-# Whether a rate has settled is seen in the mean of three seconds. A process takes permissions in leases of a tenth of a
-# second, which alone are the band: even under a constant limit single seconds leave it.
+# The mean of three seconds shows whether a rate has settled. A process takes permissions in leases of a tenth of a
+# second. One lease is as large as the band, so single seconds leave it even under a constant limit.
 SMOOTH_SECONDS: Final = 3
 NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`settle_seconds` is inf where the rate does not stay within the band to the end."""
+    """`settle_seconds` is inf if the rate does not stay within the band to the end."""
 
     settle_seconds: float  # of the mean of `SMOOTH_SECONDS`
-    swings: int  # times that a second left the band again after one in it
-    overshoot: float  # highest lag over the lag that it came to
+    swings: int  # how often a second outside the band followed one in it
+    overshoot: float  # highest lag divided by the final lag
 
 
 def rates_of(times: Sequence[float], counts: Sequence[int], *, begin: float, end: float) -> list[float]:
@@ -38,7 +38,7 @@ def between(times: Sequence[float], counts: Sequence[int], *, begin: float, end:
 
 
 def could_of(rates: Sequence[tuple[float, float]], *, begin: float, end: float) -> float:
-    """Events that a sink could have stored from `begin` to `end`; `rates`: since when it stores how many events/s."""
+    """Events that a sink could have stored from `begin` to `end`; `rates`: (start, events/s) pairs."""
     total = 0.0
     for number, (since, rate) in enumerate(rates):
         until = rates[number + 1][0] if number + 1 < len(rates) else end
@@ -49,8 +49,8 @@ def could_of(rates: Sequence[tuple[float, float]], *, begin: float, end: float) 
 def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: float, lag_before: float) -> Step:
     """Judge the seconds after a step; `admitted` and `stored` are events/s of each second, `capacity` too.
 
-    The lag that it came to is the median of the last third. It counts as one second of the capacity at least: less
-    is what is under way in batches, and a ratio of it would be noise.
+    The final lag is the median of the last third. It counts as at least one second of the capacity: a smaller lag is
+    only the batches in progress, and a ratio to it would be noise.
     """
     if not admitted:
         return Step(NEVER, 0, 0.0)
@@ -72,6 +72,6 @@ def _smoothed(rates: Sequence[float]) -> list[float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed."""
+    """The smallest value that is at least as large as this share of the values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]

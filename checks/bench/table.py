@@ -1,4 +1,4 @@
-"""What the benchmarks found: one line a ratio, with its goal, its spread over the rounds, and the verdict."""
+"""The results of the benchmarks: one line per ratio, with its goal, its spread over the rounds, and the verdict."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ from typing import Any
 class Goal:
     """A bound that a value must reach: from below (`at_least`) or from above.
 
-    The value is the median of the rounds. With `share`, so large a share of the rounds must reach the bound.
+    The value is the median of the rounds. With `share`, at least this share of the rounds must reach the bound.
     """
 
     bound: float
@@ -19,7 +19,7 @@ class Goal:
     share: float | None = None
 
     def is_met(self, value: float) -> bool:
-        """Whether a value is on the right side; the bound itself is."""
+        """Whether a value is on the right side of the bound, or equal to it."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     def is_met_by(self, values: Sequence[float]) -> bool:
@@ -45,9 +45,9 @@ def at_most(bound: float, *, share: float | None = None) -> Goal:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of the table, with a value for each round. The goal says what of them must reach it.
+    """One figure of the table, with a value for each round. The goal defines which of them must reach it.
 
-    `goal` None: reported only. `problem` says why there is no figure. `figures` are what it was made of.
+    `goal` None: reported only. `problem` is the reason for a missing figure. `figures` are its inputs.
     """
 
     mark: str
@@ -60,7 +60,7 @@ class Line:
 
     @property
     def value(self) -> float | None:
-        """The median of the rounds; None where nothing was measured."""
+        """The median of the rounds; None if nothing was measured."""
         return statistics.median(self.values) if self.values else None
 
     @property
@@ -91,7 +91,7 @@ class Line:
 def joined(lines: Sequence[Line]) -> list[Line]:
     """One line for all lines of the same figure, with the values and figures of each, in the order of the first ones.
 
-    A line without a value counts only if no other one has one.
+    A line without a value counts only if no line has a value.
     """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
@@ -109,12 +109,12 @@ def joined(lines: Sequence[Line]) -> list[Line]:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Each round's ratio: what a round has in common (a busy neighbour, a warm cache) cancels out."""
+    """Each round's ratio. Effects on a whole round (a busy neighbour, a warm cache) cancel out."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def number(value: float) -> str:
-    """Three digits that mean something."""
+    """Three significant digits."""
     if value == float("inf"):
         return "never"
     size = abs(value)
@@ -150,7 +150,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def made_of(lines: Sequence[Line]) -> str:
-    """What the ratios were made of, for people: medians of rates, of CPU seconds and of wall time, each told once."""
+    """The inputs of the ratios, for people: medians of rates, of CPU seconds and of wall time, each shown once."""
     told: dict[tuple[str, str], str] = {}
     for line in lines:
         groups = {name: found for name, found in line.figures.items() if isinstance(found, dict)}
@@ -165,7 +165,7 @@ def made_of(lines: Sequence[Line]) -> str:
 
 
 def _median(found: object) -> float | None:
-    """Of a number or of numbers; None for anything else."""
+    """The median of a number or of numbers; None for anything else."""
     values = found if isinstance(found, list) else [found]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return statistics.median(numbers) if numbers and len(numbers) == len(values) else None

@@ -1,4 +1,4 @@
-"""`python -m checks.bench.tick`: what one tick of the control loop costs, with 4 and 64 partitions and both policies.
+"""`python -m checks.bench.tick`: the cost of one tick of the control loop, with 4 and 64 partitions and both policies.
 
 The task `sluice.regulate` runs in this process, on real servers. It prints the CPU time of this process for a tick,
 also as a ratio to the tick of `bands` with 4 partitions, and the round trips to each server. A proxy before the server
@@ -35,9 +35,9 @@ from tasks.app import make_app
 POLICIES: Final = ("bands", "drain_time")
 PARTITIONS: Final = (4, 64)
 TICKS: Final = 30
-_WARM: Final = 3  # the first one migrates, and restores what operators set
+_WARM: Final = 3  # the first one migrates, and restores the settings of operators
 _TRIES: Final = 5  # for a tick, at most
-_WAITING: Final = 50  # records in each partition that nobody stores
+_WAITING: Final = 50  # records in each partition, never stored
 _PLACES: Final = {"redis_url": "control store", "event_log_url": "event log", "database_url": "PostgreSQL"}
 
 
@@ -46,13 +46,13 @@ class TickCost:
     """CPU milliseconds of each tick, and round trips of one, by server."""
 
     cpu_ms: Sequence[float]
-    round_trips: Mapping[str, int]  # the fewest: some ticks need more, and a busy machine connects again
+    round_trips: Mapping[str, int]  # the minimum: some ticks need more, and a busy machine reconnects
 
 
 def measure(urls: Settings, policy: str, partitions: int, *, ticks: int = TICKS) -> TickCost:
     """Run ticks on the servers of `urls`, with a log and keys of their own. Raises RuntimeError if one did not run.
 
-    In a process of its own, because a process keeps the connections of its first tick.
+    Runs in a separate process, because a process keeps the connections of its first tick.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as executor:
         return executor.submit(_measure, urls, policy, partitions, ticks).result()
@@ -69,7 +69,7 @@ def _measure(urls: Settings, policy: str, partitions: int, ticks: int) -> TickCo
         log_topic=name,
         database_url=f"{urls.database_url.rpartition('/')[0]}/{name}",
         append_seconds_max=30.0,
-        no_progress_seconds_max=3600.0,  # nothing is stored here, and a tick would ask why
+        no_progress_seconds_max=3600.0,  # nothing is stored here, and a tick would check why
         drain_stalled_seconds_max=3600.0,
     )
     settings = direct
@@ -89,7 +89,7 @@ def _measure(urls: Settings, policy: str, partitions: int, ticks: int) -> TickCo
         for number in range(_TRIES * (_WARM + ticks)):
             if number == 1:  # the log's first identity is known
                 _fill(direct)
-            # The period is over, and no tick that failed is under way any more.
+            # Simulate that the period is over, and that no failed tick is still running.
             lease.delete(*(f"{settings.key_prefix}{KEY_LEASE}:{one}" for one in (LEASE_REGULATE, LEASE_TICK)))
             before = {place: proxy.counts.requests for place, proxy in proxies.items()}
             began = time.process_time()

@@ -1,1 +1,1 @@
-"""What Python SDKs do with events when their server does not take them: `python -m checks.client_sdks`."""
+"""What Python SDKs do with events that their server does not accept: `python -m checks.client_sdks`."""

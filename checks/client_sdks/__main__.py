@@ -26,12 +26,12 @@ from stack.servers import free_port
 ROOT: Final = Path(__file__).parents[2]
 OWN: Final = "sluice-client"
 PACKAGES: Final = {OWN: "", "OpenTelemetry": "opentelemetry-sdk", "Sentry": "sentry-sdk", "PostHog": "posthog"}
-END_SECONDS_MAX: Final = 120.0  # for the end of a program; it is killed then
+END_SECONDS_MAX: Final = 120.0  # for a program to end; then it is killed
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What the server does. `is_late`: it does not listen before `seconds` have passed."""
+    """The behaviour of the server. `is_late`: it starts to listen only after `seconds`."""
 
     name: str
     title: str
@@ -41,7 +41,7 @@ class Scenario:
 
 
 def scenarios(seconds: float) -> list[Scenario]:
-    """All scenarios; the server does not take events for so many seconds."""
+    """All scenarios. The server does not accept events for `seconds`."""
 
     def limited(elapsed: float, _: int) -> Reply:
         return Reply(429, retry_after_seconds=5) if elapsed < seconds else Reply()
@@ -58,7 +58,7 @@ def scenarios(seconds: float) -> list[Scenario]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the events of one SDK in one scenario."""
+    """The result for the events of one SDK in one scenario."""
 
     sent: int
     lost: int
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def run(sdk: str, scenario: Scenario, seconds: float, events: int) -> Outcome:
-    """One SDK in one scenario."""
+    """Run one SDK in one scenario."""
     port = free_port()
     server = None if scenario.is_late or not scenario.has_server else Server(scenario.rule, port)
     arguments = [sdk, str(port), scenario.name, str(seconds if scenario.name in ("away", "429") else 5), str(events)]

@@ -1,7 +1,7 @@
 """A program that logs with one SDK: `python -m checks.client_sdks.sender SDK PORT SCENARIO SECONDS EVENTS`.
 
-Prints the longest call in milliseconds on a line of its own when it begins to end. The SDKs have their defaults, with a
-larger queue where there is a setting for it. Sentry's buffer of log records has none.
+When it begins to end, it prints the longest call in milliseconds on one line. The SDKs have their defaults, with a
+larger queue if there is a setting for it. Sentry's buffer of log records has no such setting.
 """
 
 import logging
@@ -97,7 +97,7 @@ def main() -> None:
                 sys.exit(0)
             send("parent", events // 2, events * 3 // 4)
             os.waitpid(child, 0)
-        case _:  # events come while the server does not take them, and some time after
+        case _:  # events come while the server does not accept them, and for some time after
             send("parent", 0, events, pause_seconds=(seconds + 5) / events)
             time.sleep(10)  # the server works again
     print(longest * 1000, flush=True)

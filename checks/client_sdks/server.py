@@ -1,4 +1,4 @@
-"""A server for every SDK: it does not read their protocols, it finds the markers of the events in a body.
+"""A server for every SDK. It does not parse their protocols; it finds the events' markers in a body.
 
 An event is stored if its body is answered with success, or if the answer is cut on purpose.
 """
@@ -21,7 +21,7 @@ ANSWERS: Final = {"/api/logs": (202, b'{"accepted":0}'), "/v1/logs": (200, b"")}
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What happens to a request. `is_cut`: its events are stored, and the connection ends without an answer."""
+    """The reply to a request. `is_cut`: its events are stored, and the connection ends without an answer."""
 
     status: int = 200
     retry_after_seconds: int | None = None
@@ -29,12 +29,12 @@ class Reply:
     delay_seconds: float = 0.0
 
 
-Rule = Callable[[float, int], Reply]  # by the seconds since the start and the number of requests before
+Rule = Callable[[float, int], Reply]  # from the seconds since the start and the number of earlier requests
 
 
 class _QuietServer(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """A client has ended with its connection open."""
+        """Ignore that a client ended with its connection open."""
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""A closed-loop HTTP load: prepared request bytes over kept connections, bounded in count and time."""
+"""A closed-loop HTTP load: prepared request bytes over persistent connections, limited in number and time."""
 
 import asyncio
 import math
@@ -23,7 +23,7 @@ class Tls:
     client: Path | None
 
     def context(self) -> ssl.SSLContext:
-        """A new context; connections of one can't resume sessions of another."""
+        """A new context. Its connections can't resume sessions of another context."""
         context = ssl.create_default_context(cafile=str(self.authority))
         if self.client is not None:
             context.load_cert_chain(self.client)
@@ -32,14 +32,14 @@ class Tls:
 
 @dataclass
 class LoadResult:
-    """Responses by status, and the wall time that they took, seconds."""
+    """Responses by status, and their wall time in seconds."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
 
 
 class _Connection(asyncio.Protocol):
-    """Sends a request, waits for the whole answer, sends the next; reconnects are the caller's."""
+    """Sends a request, waits for the whole answer, sends the next. The caller reconnects."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
@@ -86,7 +86,7 @@ class _Load:
         self.done = asyncio.get_running_loop().create_future()
 
     def end_after(self, seconds: float) -> None:
-        """All connections are open: end after so many seconds."""
+        """Call this once all connections are open: end after `seconds`."""
         self._deadline = time.monotonic() + seconds
 
     def next_request(self) -> bytes | None:
@@ -107,7 +107,7 @@ def run_load(
 ) -> LoadResult:  # fmt: skip
     """Send the requests in turn for `seconds` over `connections`. Ends early if the server closes them all.
 
-    `connected` is called once all connections are open, with what was answered until then.
+    `connected` is called once all connections are open, with the responses so far.
     """
     context = None if tls is None else tls.context()
 
@@ -117,7 +117,7 @@ def run_load(
         started = time.monotonic()
         for _ in range(connections):
             await loop.create_connection(lambda: _Connection(load), host, port, ssl=context)
-        load.end_after(seconds)  # that of TLS handshakes is not counted
+        load.end_after(seconds)  # the time of TLS handshakes is not counted
         connected(load.result)
         await asyncio.wait_for(load.done, seconds + 10)
         load.result.seconds = time.monotonic() - started
@@ -138,7 +138,7 @@ def an_event(number: int) -> Event:
 
 
 def post(path: str, body: bytes, query: str = "", line: str = "") -> bytes:
-    """The bytes of a POST request of JSON on a kept connection; `line` is a further line of its head."""
+    """The bytes of a POST request of JSON on a persistent connection. `line` is one more header line."""
     head = (
         f"POST {path}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n{line}\r\n"

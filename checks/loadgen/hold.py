@@ -5,18 +5,18 @@ from typing import Any, Final
 
 import psycopg2
 
-# A batch of the usual size would be held for seconds, and look like a frozen server.
+# A batch of the usual size would be held for seconds and look like a frozen server.
 _BATCH_RECORDS_MAX: Final = 250
 _BATCH_SECONDS_MAX: Final = 0.25
 
 
 def held_batch_records(rate: float) -> int:
-    """DRAIN_BATCH_RECORDS_MAX for a PostgreSQL that stores so many events per second."""
+    """DRAIN_BATCH_RECORDS_MAX for a PostgreSQL that stores `rate` events per second."""
     return max(1, min(_BATCH_RECORDS_MAX, int(rate * _BATCH_SECONDS_MAX)))
 
 
 class HeldDatabase:
-    """A PostgreSQL with Sluice's tables, and the trigger beside them. One connection; any thread may use it."""
+    """A PostgreSQL with Sluice's tables and the trigger. It has one connection, which any thread may use."""
 
     def __init__(self, database_url: str) -> None:
         self._connection = psycopg2.connect(database_url)
@@ -24,7 +24,7 @@ class HeldDatabase:
         self.execute((Path(__file__).parent / "hold.sql").read_text())
 
     def hold(self, rate: float | None) -> None:
-        """Let PostgreSQL store so many events per second from its next batch on; None: as many as it can."""
+        """Let PostgreSQL store at most `rate` events per second from its next batch on. None: no limit."""
         self.execute("UPDATE bench_hold SET events_per_second = %s", rate)
 
     def execute(self, sql: str, *values: Any) -> None:

@@ -1,4 +1,4 @@
-"""An open-loop HTTP load: requests are due at a constant rate whatever the server does, and late ones count as slow."""
+"""An open-loop HTTP load: requests are due at a constant rate, independent of the server. Late ones count as slow."""
 
 import asyncio
 import contextlib
@@ -10,26 +10,26 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 CONNECTIONS: Final = 64
-WAITING_MAX: Final = 50_000  # requests that are due and find no connection: then the server has stopped answering
+WAITING_MAX: Final = 50_000  # due requests without a connection; at more, the server has stopped answering
 LAST_SECONDS_MAX: Final = 10.0  # for the last responses
 TICK_SECONDS: Final = 0.002
 
 
 @dataclass(slots=True)
 class Responses:
-    """What became of each request: when it was due (epoch s), how long after that its answer was there, the status."""
+    """The result of each request: when it was due (epoch s), the seconds from then to its answer, the status."""
 
     due: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
     number: list[int] = field(default_factory=list)  # of the request, from 1 on
-    sent: int = 0  # requests that were begun, answered or not
-    unanswered: list[tuple[float, int]] = field(default_factory=list)  # when due, number; sent, or above `sent` not
-    late_seconds: float = 0.0  # the most by which a request was begun after it was due, for want of a connection or CPU
+    sent: int = 0  # requests that were started, answered or not
+    unanswered: list[tuple[float, int]] = field(default_factory=list)  # when due, number; not sent if number > `sent`
+    late_seconds: float = 0.0  # the longest delay before a request started, for lack of a connection or CPU
 
 
 class ServerGoneError(RuntimeError):
-    """The server under load went away; `responses` is what became of the requests until then."""
+    """The server under load is gone; `responses` has the results of the requests until then."""
 
     def __init__(self, message: str, responses: Responses) -> None:
         super().__init__(message)
@@ -37,12 +37,12 @@ class ServerGoneError(RuntimeError):
 
 
 class _Connection(asyncio.Protocol):
-    """Sends what it is given and reports the answer; short responses only."""
+    """Sends a request and reports the answer; short responses only."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
         self._buffer = b""
-        self.request: tuple[float, int] | None = None  # when due, number: what waits for its answer
+        self.request: tuple[float, int] | None = None  # when due, number: of the request that waits for its answer
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,7 +50,7 @@ class _Connection(asyncio.Protocol):
         self._load.connected(self)
 
     def send(self, due: float, number: int, request: bytes) -> None:
-        """Send a request; the connection is free again when its answer is there."""
+        """Send a request. The connection is free again when its answer has arrived."""
         assert self._transport is not None
         self.request = due, number
         self._transport.write(request)
@@ -72,7 +72,7 @@ class _Connection(asyncio.Protocol):
         self._load.dropped(self)
 
     def abort(self) -> None:
-        """End the connection at once. TLS would wait for the server's part of a proper end."""
+        """End the connection at once. A proper TLS end would wait for the server."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -88,11 +88,11 @@ class _Load:
         self._make = make
         self._waiting: deque[float] = deque()
         self._number = 0
-        # Durations are by the monotonic clock, which no step of the wall clock changes. Reports need the time of day.
+        # Durations use the monotonic clock, since the wall clock can jump. Reports need the time of day.
         self._epoch = time.time() - time.monotonic()
 
     def connected(self, connection: _Connection) -> None:
-        """A connection is there, and free."""
+        """A connection is open and free."""
         self.alive += 1
         self.free.append(connection)
 
@@ -115,9 +115,9 @@ class _Load:
             self.free.popleft().send(due, self._number, self._make(self._number))
 
     def answered(self, connection: _Connection, status: int) -> None:
-        """An answer is there, and its connection free."""
+        """An answer has arrived, and its connection is free."""
         if connection.request is None:
-            return  # an answer to nothing: the server is about to close, which is told then
+            return  # an answer without a request: the server is about to close, and `dropped` handles that
         due, number = connection.request
         connection.request = None
         self.open -= 1
@@ -163,7 +163,7 @@ async def offer(
     *,
     tls: ssl.SSLContext | None = None,
 ) -> Responses:
-    """Send for each phase of (seconds, requests/s) in turn. Raises ServerGoneError where the server goes away.
+    """Send for each phase of (seconds, requests/s) in turn. Raises ServerGoneError if the server is gone.
 
     `requests` are sent in turn, or made from their number. Without `tls` the connections are plain.
     """
@@ -176,7 +176,7 @@ async def offer(
     except ServerGoneError as error:
         gone = error
     deadline = time.monotonic() + LAST_SECONDS_MAX
-    while load.open and load.alive and time.monotonic() < deadline:  # noqa: ASYNC110  # the responses come by a callback each
+    while load.open and load.alive and time.monotonic() < deadline:  # noqa: ASYNC110  # each response calls back
         await asyncio.sleep(TICK_SECONDS)
     load.end(connections)
     deadline = time.monotonic() + LAST_SECONDS_MAX

@@ -12,7 +12,7 @@ _COLOURS: Final = 128
 
 
 def chromium_path() -> str | None:
-    """Where Chromium is; None if this machine has none."""
+    """The path of Chromium; None if this machine has none."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -20,7 +20,7 @@ def chromium_path() -> str | None:
 def open_page(url: str, *, height: int = 1000, password: str = "") -> Iterator[Any]:
     """The page at `url`, in a browser that ends with the block. Use it in one thread only.
 
-    `password` is that of operators, if there is one.
+    `password` is the operators' password, if there is one.
     """
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - only pictures need it
 
@@ -29,7 +29,7 @@ def open_page(url: str, *, height: int = 1000, password: str = "") -> Iterator[A
         credentials: Any = {"username": "operator", "password": password} if password else None
         page = browser.new_page(
             viewport={"width": 1280, "height": height}, http_credentials=credentials,
-            ignore_https_errors=True,  # a page on this machine, and the certificate is mostly for another name
+            ignore_https_errors=True,  # the page is on this machine, and its certificate is usually for another name
         )  # fmt: skip
         page.goto(url)
         yield page

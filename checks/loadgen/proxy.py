@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can cut connections, swallow them like a black hole, or delay what they carry."""
+"""A TCP proxy on loopback that can cut connections, swallow their data like a black hole, or delay it."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 16
 
 @dataclass
 class Counts:
-    """What the proxy has done to connections since it was started."""
+    """What the proxy has done to connections since its start."""
 
     opened: int = 0
     cut: int = 0
@@ -23,12 +23,12 @@ class Counts:
     withheld: int = 0  # chunks that waited in a black hole
     delayed: int = 0  # chunks
     swallowed: int = 0  # answers
-    requests: int = 0  # round trips: what a client sends after an answer, or first, up to the next answer
+    requests: int = 0  # round trips: all that a client sends between two answers, or before the first
 
 
 @dataclass(eq=False)
 class _Link:
-    """One connection through the proxy: both of its ends, and whether its next answer is to be swallowed."""
+    """One connection through the proxy: both ends, and whether to swallow its next answer."""
 
     writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
     is_swallowing: bool = False
@@ -42,7 +42,7 @@ class _Link:
 class Proxy:
     """Forwards connections to a port of this machine; all its methods may be called from any thread.
 
-    When a black hole ends, the proxy forwards the withheld bytes, as TCP would. Clients that gave up are gone.
+    When a black hole ends, the proxy forwards the withheld bytes, as TCP would, unless the client has gone.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -57,7 +57,7 @@ class Proxy:
         self._open = asyncio.Event()
         self._is_cut = False
         self._delay_seconds = 0.0
-        self._request: bytes | None = None  # whose answer is to be swallowed
+        self._request: bytes | None = None  # swallow the answer to this
         self._answer = b""
         self._swallows_left = 0
 
@@ -75,7 +75,7 @@ class Proxy:
             self._thread.join(5)
 
     def cut(self) -> None:
-        """Reset all connections, and new ones as soon as they are made."""
+        """Reset all connections, and new ones as soon as they open."""
         self._do(self._set(is_open=True, is_cut=True))
 
     def blackhole(self) -> None:
@@ -83,7 +83,7 @@ class Proxy:
         self._do(self._set(is_open=False))
 
     def delay(self, seconds: float) -> None:
-        """Forward every chunk so much later."""
+        """Delay every chunk by `seconds`."""
         self._do(self._set(delay_seconds=seconds))
 
     def swallow(self, request: bytes, answer: bytes, *, times: int = sys.maxsize) -> None:
@@ -193,5 +193,5 @@ class Proxy:
                     return
                 writer.write(data)
                 await writer.drain()
-        # One side has ended: so does the other. Half-closed connections are nothing that these servers use.
+        # If one side ends, end the other. These servers do not use half-closed connections.
         link.abort()

@@ -12,7 +12,7 @@ from stack.servers import LOOPBACK
 
 @dataclass
 class SteadyLoad:
-    """Sends batches of `batch_events` at `rate` events/s, until it is stopped or its time is up; one at a time."""
+    """Sends batches of `batch_events` at `rate` events/s, one at a time, until it is stopped or its time is over."""
 
     port: int
     rate: float
