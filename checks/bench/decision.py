@@ -173,7 +173,7 @@ async def _decide(settings: Settings, decisions: int) -> int:
 
 
 async def _decide_by_level(admission: Admission, settings: Settings, decisions: int) -> int:
-    """The same for bodies of INFO, which leave a reserve in the bucket. They are of one account, which is counted."""
+    """The same for bodies of INFO, which leave a reserve in the bucket. They are counted for one account."""
     level = Level.INFO
     accounts = Accounts(settings, SystemClock())
     tally = accounts.enter(ACCOUNT)  # as the connection keeps it

@@ -263,7 +263,7 @@ class Held:
 
 
 def _patiently(call: Callable[[], _Answer]) -> _Answer:
-    """Call the control store until it answers. Its timeouts are short, and the machine is busy on purpose."""
+    """Call the control store until it answers. Its time-outs are short, and the machine is busy on purpose."""
     deadline = time.monotonic() + _REST_SECONDS_MAX
     while True:
         try:

@@ -127,7 +127,7 @@ def stages(
     paused = 'max(sluice_consumption_paused{reason="breaker"})'
     is_open = [at for at, value in scenario.series(breaker, began, ended_at) if value == 1]
     is_paused = [at for at, value in scenario.series(paused, began, ended_at) if value == 1]
-    # A rate over ten seconds includes the ten seconds before. The first seconds still show PostgreSQL's last work.
+    # A rate over ten seconds covers the ten before. The first seconds still have PostgreSQL's last work.
     stored = scenario.series("sum(rate(sluice_drained_events_total[10s]))", stopped_at + 20, closed)
     before = scenario.series("max(rate_limiter_rate_limit)", began, opened - 1)
     during = scenario.series("max(rate_limiter_rate_limit)", opened + slack, closed)
