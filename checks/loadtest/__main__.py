@@ -37,14 +37,14 @@ from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ROOT, ServerError
 from stack.system import System
 
-EVENTS_A_PAIR: Final = (1, 10)  # requests take turns: a single event, a body of ten
+EVENTS_A_PAIR: Final = (1, 10)  # events of a request, in turn: one, then ten
 STORED_SECONDS_MAX: Final = 60.0  # for the last acknowledged events to be stored
 EXIT_NOT_PROVEN: Final = 2
 
 
 @dataclass(frozen=True)
 class PolicySeen:
-    """What the rate policies say at one moment; None: unknown, or drain_time runs nowhere."""
+    """The figures of the rate policies at one moment; None: unknown, or drain_time does not run."""
 
     drain: float | None = None  # s
     capacity: float | None = None  # events/s
@@ -57,15 +57,15 @@ class Target:
 
     access: Access
     database_url: str | None
-    system: System | None = None  # ours
+    system: System | None = None  # our own
     settings: Settings | None = None
-    limits: Limits | None = None  # of ours
+    limits: Limits | None = None  # of our own system
 
     def __post_init__(self) -> None:
-        self._store: ControlStore | None = None  # of ours
+        self._store: ControlStore | None = None  # of our own system
 
     def policies(self) -> PolicySeen:
-        """What the rate policies of a system of our own say; nothing of one that is given."""
+        """The figures of the rate policies of our own system; empty for a given system."""
         if self.settings is None:
             return PolicySeen()
         if self._store is None:
@@ -89,7 +89,7 @@ class Target:
             return found
 
     def do(self, action: Action) -> None:
-        """Do to the system what a phase begins with."""
+        """Carry out the action at the beginning of a phase."""
         if not action or self.system is None or self.settings is None:
             return
         control = wiring.make_control_store(self.settings)
@@ -104,7 +104,7 @@ class Target:
                 self.system.supervisor().startProcess("postgres", False)
 
     def undo(self, action: Action) -> None:
-        """Undo what a phase began with, as far as the system still can: then what it has is stored."""
+        """Undo a phase's action, as far as the system still can: then it stores its backlog."""
         undone: dict[Action, Action] = {"pause": "resume", "stop postgres": "start postgres"}
         with contextlib.suppress(SluiceError, OSError, xmlrpc.client.Error):
             self.do(undone.get(action, ""))
@@ -147,12 +147,12 @@ class HealthSampler:
         if sys.stdout.isatty():
             print(f"\r{words}", end="", flush=True)
         elif (key := f"{self.phase}{sample.status}{sample.breaker}{sample.consumption}") != self._last_line:
-            self._last_line = key  # where nobody watches, a line for each change
+            self._last_line = key  # without a terminal, a line for each change
             print(words, flush=True)
 
 
 def line_of(sample: Sample, phase: str) -> str:
-    """What is shown while the test runs."""
+    """The line that is shown while the test runs."""
     lag = "?" if sample.lag is None else f"{sample.lag:,}"
     drain = "" if sample.drain is None else f"  drain {sample.drain:5.1f} s"
     shadow = "" if sample.shadow is None else f"  shadow {sample.shadow:7,.0f}/s"
@@ -181,7 +181,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _target(options: argparse.Namespace) -> Iterator[Target]:
-    """The system that is given, or one of our own, which is stopped afterwards."""
+    """The given system, or one of our own, which is stopped afterwards."""
     if options.url is not None:
         access, database_url = access_of(options, os.environ)
         yield Target(access, database_url)
@@ -210,7 +210,7 @@ def settings_of(limits: Limits) -> dict[str, str]:
         "RATE_POLICY": limits.policy, "RATE_POLICY_SHADOW": limits.shadow, "RATE_MIN": str(limits.rate_min),
         "LAG_DEGRADED": str(limits.lag_degraded), "LAG_CRITICAL": str(limits.lag_critical),
     }  # fmt: skip
-    if not limits.follows_drain:  # drain_time is given no rate: it must find what PostgreSQL stores
+    if not limits.follows_drain:  # drain_time gets no rate: it must find the rate at which PostgreSQL stores
         settings["RATE_MAX"] = str(limits.rate_max)
     else:
         settings["DRAIN_TARGET_SECONDS"] = str(TARGET_SECONDS)
@@ -220,7 +220,7 @@ def settings_of(limits: Limits) -> dict[str, str]:
 
 
 def _limits(target: Target) -> Limits:
-    """What the system admits; of one that is given only the rate is told. Raises NotThereError."""
+    """The limits of the system; a given system shows only its rate. Raises NotThereError."""
     if target.limits is not None:
         return target.limits
     access = target.access
@@ -234,7 +234,7 @@ def _limits(target: Target) -> Limits:
 
 
 def policy_at(target: Target) -> str:
-    """The rate policy of a system that is given, from the stream of its page; `bands` where that does not tell it."""
+    """The rate policy of a given system, from the stream of its page; `bands` if the stream does not have it."""
     try:
         with target.access.look("/events") as answer:
             for line in answer:
@@ -263,7 +263,7 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     requests = [request for one in told.responses for request in requests_of(one)]
     summed = [
         figures(phase, begin, end, requests, sampler.samples)
-        for phase, (begin, end) in zip(scenario, told.marks, strict=False)  # those that were begun
+        for phase, (begin, end) in zip(scenario, told.marks, strict=False)  # the phases that began
     ]
     for found, one in zip(summed, told.responses, strict=True):
         found.problems = judge(found, limits, late_seconds=one.late_seconds)
@@ -277,7 +277,7 @@ def _run(target: Target, options: argparse.Namespace) -> int:
 
 @dataclass
 class Told:
-    """The phases that were begun: when each was, and what became of its requests; `gone`: what ended the last one."""
+    """The phases that began: their times and the outcome of their requests; `gone`: the error that ended the last."""
 
     marks: list[tuple[float, float]] = field(default_factory=list)
     responses: list[Responses] = field(default_factory=list)
@@ -288,7 +288,7 @@ def play(
     target: Target, limits: Limits, scenario: list[Phase], run: str, sampler: HealthSampler,
     pictures: Pictures | None = None,
 ) -> Told:  # fmt: skip
-    """Play the phases in turn; a system that stops answering ends the scenario, and the actions on it are undone."""
+    """Play the phases in turn. If the system stops answering, the scenario ends and its actions are undone."""
     told = Told()
     for number, phase in enumerate(scenario, 1):
         sampler.phase = phase.name
@@ -309,12 +309,12 @@ def play(
 
 
 def _events_of(number: int) -> int:
-    """How many events the request of a number has."""
+    """The number of events in a request, by the request's number."""
     return EVENTS_A_PAIR[number % len(EVENTS_A_PAIR)]
 
 
 def _ids_of(name: str, number: int) -> list[str]:
-    """The ids of a request's events; each begins with the run, and says the event's number in it."""
+    """The ids of a request's events; each begins with the run and has the event's number."""
     return [f"{name}-{number}-{index}" for index in range(_events_of(number))]
 
 
@@ -339,7 +339,7 @@ def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Responses
 
 
 def requests_of(responses: Responses) -> list[Request]:
-    """Answered requests, and one of status 0 for each that was due and not answered, or not even sent."""
+    """The answered requests, and one with status 0 for each that was due and was not answered or not sent."""
     found = [
         Request(due, _events_of(number), status, seconds)
         for due, number, status, seconds in zip(
@@ -350,7 +350,7 @@ def requests_of(responses: Responses) -> list[Request]:
 
 
 def asked_of(run: str, responses: list[Responses]) -> Asked:
-    """The ids of a run's events by what became of them."""
+    """The ids of a run's events by their outcome."""
     asked = Asked()
     for phase, one in enumerate(responses):
         name = f"{run}-{phase}"
@@ -363,7 +363,7 @@ def asked_of(run: str, responses: list[Responses]) -> Asked:
 
 
 def _stored(database_url: str | None, run: str, responses: list[Responses]) -> Stored:
-    """Compare what was answered with what PostgreSQL holds, once everything acknowledged is there or time is up."""
+    """Compare the answers with the rows in PostgreSQL, once every acknowledged event is there or time is up."""
     if database_url is None:
         return Stored(checked=False)
     asked = asked_of(run, responses)
@@ -371,7 +371,7 @@ def _stored(database_url: str | None, run: str, responses: list[Responses]) -> S
     while True:
         try:
             found = compare(asked, _rows(database_url, run))
-        except psycopg2.Error as error:  # it may be starting
+        except psycopg2.Error as error:  # PostgreSQL may be starting
             found = Stored(checked=False, why_not=f"PostgreSQL: {in_brief(error)}")
         if (found.checked and not found.lost) or time.monotonic() > deadline:
             return found
@@ -379,7 +379,7 @@ def _stored(database_url: str | None, run: str, responses: list[Responses]) -> S
 
 
 def _rows(database_url: str, run: str) -> list[tuple[str, str]]:
-    """Everything that is stored of a run, whatever its id: by the correlation id, which begins with the run too."""
+    """All stored rows of a run, with any id: found by the correlation id, which begins with the run too."""
     with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT event_id, message FROM log_events WHERE correlation_id LIKE %s", (f"{run}-%",))
         return cursor.fetchall()

@@ -1,4 +1,4 @@
-"""The system at `--url`: with which key, password and TLS the load test reaches it, and whether it takes events."""
+"""The system at `--url`: the key, password and TLS for it, and whether it takes events."""
 
 import argparse
 import base64
@@ -26,22 +26,22 @@ _REFUSED: Final = {
 
 
 class NotThereError(Exception):
-    """The system at the URL that was given does not answer, or takes no events from the load test."""
+    """The system at the given URL does not answer, or takes no events from the load test."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """How a system is reached. Neither the key nor the password is ever on a command line, where `ps` shows it."""
+    """The way to a system. The key and the password are never on a command line, since `ps` would show them."""
 
     url: str
-    operators: str = ""  # where its page and its health are, if that is another port
+    operators: str = ""  # the URL of its page and its health, if it has another port
     key: str = field(default="", repr=False)  # API key
     password: str = field(default="", repr=False)  # of operators
     tls: ssl.SSLContext | None = None  # for https://
 
     @property
     def page(self) -> str:
-        """Where its page and its health are."""
+        """The URL of its page and its health."""
         return self.operators or self.url
 
     @property
@@ -72,7 +72,7 @@ class Access:
         return self._open(asked)
 
     def check_events(self) -> None:
-        """Ask whether the system takes events with this key. Sends none. Raises NotThereError."""
+        """Check that the system takes events with this key. Sends none. Raises NotThereError."""
         # An empty list is no event. Ingest refuses a wrong key before it reads the body.
         asked = urllib.request.Request(f"{self.url}/api/logs", b"[]", {"Content-Type": "application/json"})
         if self.key:
@@ -97,9 +97,9 @@ class Access:
 
 
 def access_of(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Access, str | None]:
-    """How the system of the options is reached, and the URL of its database if the environment has one.
+    """The way to the system of the options, and the URL of its database if the environment has one.
 
-    Raises SettingsError where a file can't be used.
+    Raises SettingsError if a file can't be used.
     """
     names = [*_SECRETS, *(f"{name}_FILE" for name in _SECRETS)]
     settings = Settings.from_environ({name: environ[name] for name in names if name in environ})
@@ -120,7 +120,7 @@ def tls_with(ca_file: Path | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # of ssl too
         raise SettingsError(f"--ca-file {ca_file}: it has no certificate that can be used: {error}") from error
-    # The load goes to this machine only, and a certificate is mostly for the name by which others reach it.
+    # The load goes to this machine only, and a certificate mostly has the name that other machines use.
     context.check_hostname = False
     return context
 

@@ -13,7 +13,7 @@ from checks.loadtest.scenario import BANDS, DRAIN_TIME, Limits, phases, seconds_
 from pipeline.policies.drain_time import START_RATE
 
 RATE_DEFAULT: Final = 1000.0  # events/s
-RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
+RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever the options say
 SECONDS_MAX: Final = 1200.0
 SINK_OVER_RATE: Final = 1.5  # with a shadow beside bands: RATE_MAX is two thirds of what PostgreSQL stores
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -37,7 +37,7 @@ the call was wrong, or nothing answers at --url
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; leaves with status 2 where they make no sense, also together."""
+    """The options; exits with status 2 if they are invalid, alone or together."""
     parser = argparse.ArgumentParser(
         prog="./load-test.sh", epilog=_EXAMPLES,
         description="Send a load from normal through a backlog and an outage of PostgreSQL to recovery, show it while\n"
@@ -113,7 +113,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _place_problem(options: argparse.Namespace) -> str | None:
-    """Why the options do not go with a system at --url, or with one of our own; None if they do."""
+    """Why the options do not fit a system at --url, or one of our own; None if they fit."""
     if options.url is None:
         others = [name for name in ("key_file", "ca_file") if getattr(options, name) is not None]
         return f"--{others[0].replace('_', '-')} is for the system at --url" if others else None
@@ -138,7 +138,7 @@ def url_problem(url: str) -> str | None:
 
 
 def _duration_help() -> str:
-    """The lengths as they come out, so that the text cannot say others."""
+    """The computed lengths, so that the text is always right."""
 
     def length(*, full: bool = False, own: bool = True) -> str:
         limits = own_limits(RATE_DEFAULT, full=full)
@@ -158,7 +158,7 @@ def limits_of(options: argparse.Namespace) -> Limits:
 
 
 def own_limits(rate: float, *, full: bool, policy: str = BANDS, shadow: str = "") -> Limits:
-    """The limits of a system of our own. Where `drain_time` decides or is shown, PostgreSQL stores a known rate."""
+    """The limits of our own system. If `drain_time` decides or is shown, PostgreSQL stores at a known rate."""
     degraded, critical = (10_000, 50_000) if full else (1_000, 5_000)
     sink = rate if policy == DRAIN_TIME else SINK_OVER_RATE * rate if shadow else None
     return Limits(rate, rate / 10, degraded, critical, policy, shadow, sink)

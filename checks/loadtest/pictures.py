@@ -10,13 +10,13 @@ from typing import Final
 
 from checks.loadgen.page import open_page, save_picture
 
-BEFORE_END_SECONDS: Final = 1.0  # a picture is taken so long before its phase ends
+BEFORE_END_SECONDS: Final = 1.0  # from a picture to the end of its phase
 HEIGHT: Final = 1500  # pixels: with the charts
 STOP_SECONDS_MAX: Final = 30.0
 
 
 class Pictures:
-    """Takes the pictures that were planned; what goes wrong with one is in `problems`, and ends no test."""
+    """Takes the planned pictures; an error goes into `problems`, and ends no test."""
 
     def __init__(self, url: str, folder: Path, password: str = "") -> None:
         self._url = url
@@ -28,13 +28,13 @@ class Pictures:
         self.problems: list[str] = []
 
     def plan(self, number: int, name: str, seconds: float) -> None:
-        """Take a picture at the end of a phase that begins now and lasts so long."""
+        """Take a picture at the end of a phase that begins now and lasts `seconds`."""
         at = time.monotonic() + max(0.0, seconds - BEFORE_END_SECONDS)
         self._planned.put((at, file_name(number, name)))
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Pictures"]:
-        """With the browser open; at the end it takes what is still planned."""
+        """Keep the browser open; at the end it takes the pictures that are still planned."""
         self._thread.start()
         try:
             yield self

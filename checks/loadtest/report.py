@@ -29,7 +29,7 @@ figure{margin:1.5rem 0;background:#fff;border-radius:8px;padding:.5rem;overflow-
 
 def row(found: Figures) -> list[str]:
     """A phase as texts, in the order of the table."""
-    seconds = max(found.end - found.begin, 0.001)  # a phase may end as it begins, where the system went away
+    seconds = max(found.end - found.begin, 0.001)  # a phase may end at once if the system is gone
     return [
         found.phase.name,
         f"{found.offered / seconds:,.0f}",
@@ -47,7 +47,7 @@ def row(found: Figures) -> list[str]:
 
 
 def backlog(found: Figures) -> str:
-    """The backlog of a phase in words, with what drain_time measured where it ran."""
+    """The backlog of a phase in words, with the figures of drain_time if it ran."""
     words = [f"lag up to {found.lag_max:,}"]
     if found.drain_max is not None:
         words.append(f"{found.drain_max:.1f} s to drain")
@@ -62,11 +62,11 @@ def _times(*seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """What the picture draws: by second since the first phase began, and by sample."""
+    """The data of the picture: by second since the first phase began, and by sample."""
 
     offered: list[float]
     admitted: list[float]
-    shadow_admitted: list[float] | None  # what the shadow policy would have admitted of it; None: there is none
+    shadow_admitted: list[float] | None  # events the shadow policy would have admitted; None: no shadow
     answers: dict[str, list[float]]  # requests by their status: 202, 429, other
 
 
@@ -89,7 +89,7 @@ def series_of(requests: Sequence[Request], samples: Sequence[Sample], *, begin: 
 
 
 def _shadow_at(samples: Sequence[Sample], at: float) -> float:
-    """The shadow's rate that held at a time: of the last sample before it that has one."""
+    """The shadow's rate at a time: from the last sample before it that has one."""
     known = [sample.shadow for sample in samples if sample.at <= at and sample.shadow is not None]
     first = next((sample.shadow for sample in samples if sample.shadow is not None), 0.0)
     return known[-1] if known else first
@@ -100,7 +100,7 @@ def picture(
 ) -> bytes:
     """Rates, lag, time to drain, statuses and breaker over time with the phases marked; `form` is svg or png.
 
-    The lag's thresholds are drawn where bands decide or are shown, the time to drain where `drain_time` does.
+    It has the lag's thresholds if bands decide or are shown, and the time to drain if `drain_time` runs.
     """
     import matplotlib as mpl
 
@@ -162,7 +162,7 @@ def _draw_rates(axis: Any, series: Series, times: list[float], samples: Sequence
     if limits.sink is not None:
         axis.axhline(limits.sink, color="#0d7a4d", linestyle=":", linewidth=1, label="what PostgreSQL stores")
     axis.set_ylim(0, top)
-    # Above the chart: within it are the phases' names, and lines up to its top.
+    # Above the chart: the phases' names and the lines reach its top.
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=8, ncols=3, frameon=False)
     axis.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10, pad=36)
     return top
@@ -216,7 +216,7 @@ def _draw_breaker(axis: Any, times: list[float], samples: Sequence[Sample]) -> N
 
 
 def page(phases: Sequence[Figures], verdict: str, whole: Sequence[str], notes: Sequence[str], svg: bytes) -> str:
-    """The HTML file, with everything in it."""
+    """The HTML file, complete in itself."""
     held = not whole and not any(found.problems for found in phases)
     lines = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",

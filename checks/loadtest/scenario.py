@@ -8,7 +8,7 @@ from pipeline.policies.drain_time import DEGRADED_SECONDS, GENTLE, HEADROOM, NAM
 
 Action = Literal["", "pause", "resume", "stop postgres", "start postgres"]
 
-GRACE_SECONDS: Final = 12.0  # of two ticks of the controller and some: what is late by that is not late
+GRACE_SECONDS: Final = 12.0  # two ticks of the controller and some: a shorter delay is not late
 
 
 DRAIN_TIME: Final = NAME
@@ -19,9 +19,9 @@ DEGRADED_ABOVE_SECONDS: Final = DEGRADED_SECONDS[0]  # of drain_time
 
 @dataclass(frozen=True)
 class Limits:
-    """What the system admits: its rates (events/s) and thresholds (events), which a system of others does not tell.
+    """The limits of a system: rates (events/s) and thresholds (events). A given system does not show its thresholds.
 
-    Under the policy `drain_time`, `rate_max` is what PostgreSQL stores: the rate that the policy must find.
+    Under the policy `drain_time`, `rate_max` is the rate at which PostgreSQL stores: the policy must find it.
     """
 
     rate_max: float
@@ -34,7 +34,7 @@ class Limits:
 
     @property
     def follows_drain(self) -> bool:
-        """Whether the rate follows what PostgreSQL stores, and not the lag."""
+        """Whether the rate follows the speed of PostgreSQL, and not the lag."""
         return self.policy == DRAIN_TIME
 
     @property
@@ -44,15 +44,15 @@ class Limits:
 
     @property
     def backlog_seconds(self) -> float:
-        """How long an undrained log takes to lower the rate as far as the phase of the backlog expects."""
+        """The time in which an undrained log lowers the rate as far as the backlog phase expects."""
         return self.seconds_to_lowest if self.follows_drain else self.seconds_to_critical
 
     @property
     def seconds_to_critical(self) -> float:
-        """How long the admitted events take to fill an undrained log up to the upper threshold, at least.
+        """The least time in which the admitted events fill an undrained log up to the upper threshold.
 
-        The rate falls on a straight line over the lag between the thresholds, so the lag comes to the upper one
-        like a charge: its logarithm grows with time. Only where the thresholds are known.
+        Between the thresholds the rate falls linearly with the lag, so the lag approaches the upper one
+        like a charge: its logarithm grows with time. Only if the thresholds are known.
         """
         assert self.lag_degraded is not None
         assert self.lag_critical is not None
@@ -61,10 +61,10 @@ class Limits:
 
     @property
     def seconds_to_lowest(self) -> float:
-        """How long `drain_time` takes, while nothing is stored, to come to the lowest rate and to the mode degraded.
+        """The time in which `drain_time` reaches the lowest rate and the mode degraded, while nothing is stored.
 
         The drain time grows by a second per second while the rate is the capacity. Beyond GENTLE targets the rate falls
-        on a straight line over it, down to the lowest rate.
+        linearly with the drain time, down to the lowest rate.
         """
         lowest = self.rate_min / self.rate_max
         gentle = GENTLE * TARGET_SECONDS
@@ -75,7 +75,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase: for how long, what share of the full rate is offered, and what is done at its beginning."""
+    """One phase: its length, the offered share of the full rate, and the action at its beginning."""
 
     name: str
     seconds: float
@@ -93,9 +93,9 @@ class _Stretch:
 
 
 def phases(limits: Limits, *, own: bool, seconds: float | None = None) -> list[Phase]:
-    """The scenario, of `seconds` in all or as long as it is by itself; `own`: the system is ours to stop parts of.
+    """The scenario, `seconds` long in all, or of its normal length; `own`: the test may stop parts of the system.
 
-    Raises ValueError where that is too short for the scenario.
+    Raises ValueError if `seconds` is too short for the scenario.
     """
     scenario = _scenario(limits, own=own)
     if seconds is None:
@@ -105,7 +105,7 @@ def phases(limits: Limits, *, own: bool, seconds: float | None = None) -> list[P
 
 
 def seconds_least(limits: Limits, *, own: bool) -> float:
-    """How long the shortest scenario is."""
+    """The length of the shortest scenario."""
     return sum(_least(stretch) for _, stretch in _scenario(limits, own=own))
 
 
@@ -116,7 +116,7 @@ def _scenario(limits: Limits, *, own: bool) -> list[tuple[Phase, _Stretch]]:
         return Phase(name, stretch.seconds, share, action, expects), stretch
 
     load = _Stretch(12.0, 5.0)
-    # Each is the limit's own words: what the rate follows.
+    # The words for the limit: what the rate follows.
     rate = "what PostgreSQL stores" if limits.follows_drain else "the rate"
     falls = (
         "degraded above 4 s to drain: the rate falls to its lowest"
@@ -131,7 +131,7 @@ def _scenario(limits: Limits, *, own: bool) -> list[tuple[Phase, _Stretch]]:
     ]
     if own:
         backlog = _Stretch(limits.backlog_seconds + GRACE_SECONDS)
-        # A held PostgreSQL stores the backlog at its rate, and half of that comes in meanwhile.
+        # A held PostgreSQL stores the backlog at its rate, and half that rate comes in meanwhile.
         catching_up = _Stretch(25.0, 20.0) if limits.is_held else _Stretch(20.0, 5.0)
         scenario += [
             phase("backlog", backlog, 1.5, falls, action="pause"),
@@ -150,7 +150,7 @@ def _least(stretch: _Stretch) -> float:
 
 
 def _stretched(stretches: list[_Stretch], seconds: float) -> list[float]:
-    """Lengths that add up to `seconds`: all that can be is scaled alike, but nothing below its least."""
+    """Lengths that add up to `seconds`: all scalable phases change alike, but none goes below its minimum."""
     least = sum(_least(stretch) for stretch in stretches)
     if seconds < least:
         raise ValueError(f"the scenario takes {math.ceil(least)} s at least")
@@ -164,5 +164,5 @@ def _stretched(stretches: list[_Stretch], seconds: float) -> list[float]:
             for index in scaled:
                 lengths[index] = stretches[index].seconds * scale
             break
-        scaled -= short  # at its least, which leaves less for the others
+        scaled -= short  # at their minimum, which leaves less for the others
     return lengths

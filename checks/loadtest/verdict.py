@@ -1,4 +1,4 @@
-"""Judges what was recorded: each phase by its expectations, and the whole by what is stored."""
+"""Judges the recorded run: each phase by its expectations, and the whole by the stored events."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ from pipeline.policies.drain_time import START_RATE
 P99_ADMITTED_SECONDS_MAX: Final = 1.0  # an append waits for a disk; a second is its time-out
 P99_REFUSED_SECONDS_MAX: Final = 0.5
 RATE_TOLERANCE: Final = 0.15  # of the admitted rate over a phase, which begins with a full bucket
-CAPACITY_TOLERANCE: Final = 0.15  # of what PostgreSQL stores, against what drain_time measures
-PROBE_SECONDS_MAX: Final = 4.0  # in which drain_time finds a higher rate than the one that it begins with
-LATE_SECONDS_MAX: Final = 0.5  # by which the generator may be behind its own schedule
+CAPACITY_TOLERANCE: Final = 0.15  # of PostgreSQL's rate, against the one that drain_time measures
+PROBE_SECONDS_MAX: Final = 4.0  # until drain_time finds a rate above its first one
+LATE_SECONDS_MAX: Final = 0.5  # the generator may be this far behind its own schedule
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request: when it was due (epoch s), how many events, its status (0: no answer), how long it took."""
+    """One request: its due time (epoch s), number of events, status (0: no answer) and duration."""
 
     due: float
     events: int
@@ -36,14 +36,14 @@ class Sample:
     rate: float
     breaker: str
     consumption: str
-    drain: float | None = None  # s; the worst partition's, as drain_time measures it; None: it runs nowhere
-    capacity: float | None = None  # events/s that PostgreSQL stores, as drain_time measures it
+    drain: float | None = None  # s; of the worst partition, measured by drain_time; None: it does not run
+    capacity: float | None = None  # events/s that PostgreSQL stores, measured by drain_time
     shadow: float | None = None  # events/s that the shadow policy would admit at most
 
 
 @dataclass
 class Figures:
-    """What a phase came to, in events where not said otherwise."""
+    """The results of a phase, in events unless a field has another unit."""
 
     phase: Phase
     begin: float
@@ -68,19 +68,19 @@ class Figures:
 
 @dataclass
 class Stored:
-    """What PostgreSQL holds of this run; `checked` is False where it could not be asked."""
+    """The rows of this run in PostgreSQL; `checked` is False if it could not be queried."""
 
     checked: bool
     acknowledged: int = 0
     lost: int = 0  # acknowledged and not stored
     unasked: int = 0  # rows of this run that were refused, or never sent
     twice: int = 0  # rows beyond the first of the same event, by its content
-    why_not: str = "give DATABASE_URL"  # where it is not checked
+    why_not: str = "give DATABASE_URL"  # if it is not checked
 
 
 @dataclass
 class Asked:
-    """The events of a run by their ids: all that were sent, and of these the acknowledged and the refused."""
+    """The ids of a run's events: all sent ones, and among them the acknowledged and the refused ones."""
 
     sent: set[str] = field(default_factory=set)
     acknowledged: set[str] = field(default_factory=set)
@@ -88,13 +88,13 @@ class Asked:
 
 
 def compare(asked: Asked, rows: Iterable[tuple[str, str]]) -> Stored:
-    """Compare what was asked for with the rows of the run, each as (event id, message).
+    """Compare the sent events with the rows of the run, each as (event id, message).
 
-    Each event says its id in its message too. The id is the key of the table, so that it cannot be there twice;
-    an event that was stored again under another id is found by its message.
+    Each event has its id in its message too. The id is the key of the table, so it cannot be there twice;
+    the message shows an event that was stored again under another id.
     """
     counts: Counter[str] = Counter()
-    whole: set[str] = set()  # ids whose row has the content that was sent by it
+    whole: set[str] = set()  # ids whose row has the content that was sent with this id
     for event_id, message in rows:
         counts[message] += 1
         if event_id == message:
@@ -110,7 +110,7 @@ def compare(asked: Asked, rows: Iterable[tuple[str, str]]) -> Stored:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share of all does not exceed; 0 of nothing."""
+    """The smallest value that this share of all values does not exceed; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
@@ -139,7 +139,7 @@ def figures(phase: Phase, begin: float, end: float, requests: Sequence[Request],
 
 
 def judge(found: Figures, limits: Limits, *, late_seconds: float) -> list[str]:
-    """The expectations that a phase did not meet, as text."""
+    """The unmet expectations of a phase, as text."""
     problems = []
     if late_seconds > LATE_SECONDS_MAX:
         problems.append(f"generator too slow: a request was begun {late_seconds:.1f} s late, so this says nothing")
@@ -155,14 +155,14 @@ def judge(found: Figures, limits: Limits, *, late_seconds: float) -> list[str]:
 
 
 def _by_drain(found: Figures, limits: Limits) -> list[str]:
-    """Under `drain_time`: the rate is what PostgreSQL stores, and what waits is stored near the target."""
+    """Under `drain_time`: the rate is PostgreSQL's speed, and the time to drain is near the target."""
     seconds = found.end - found.begin
     rate = found.admitted / seconds
     last = found.last
     assert last is not None
     match found.phase.name:
         case "normal":
-            # It begins with a rate of its own, and finds a higher one while events are refused.
+            # The policy has a first rate of its own, and refuses events until it finds a higher one.
             missing = max(0.0, found.offered / seconds - START_RATE) * PROBE_SECONDS_MAX
             return [f"{found.refused} events were refused"] if found.refused > 0.01 * found.offered + missing else []
         case "1.5 times the rate" | "5 times the rate":
@@ -189,11 +189,11 @@ def _by_drain(found: Figures, limits: Limits) -> list[str]:
 
 
 def _at_the_limit(found: Figures, limits: Limits, rate: float, seconds: float) -> list[str]:
-    """More is offered than a PostgreSQL of a known rate stores."""
+    """The offered rate is above the known rate at which PostgreSQL stores."""
     last = found.last
     assert last is not None
     problems = []
-    # On top: a full bucket, and what waits in the log from then on.
+    # On top: a full bucket, and the events that wait in the log from then on.
     highest = limits.rate_max * (1 + (1 + TARGET_SECONDS) / seconds)
     if rate > (1 + RATE_TOLERANCE) * highest:
         problems.append(f"{rate:,.0f} events/s were admitted, more than about {limits.rate_max:,.0f}")
