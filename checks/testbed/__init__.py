@@ -1,1 +1,1 @@
-"""What judges and tests run Sluice with: processes, clocks that step, hosts, a pooler, raw connections, kits."""
+"""The tools with which judges and tests run Sluice: processes, stepped clocks, hosts, a pooler, connections, kits."""

@@ -21,7 +21,7 @@ def _now() -> datetime.datetime:
 
 @dataclass
 class Clients:
-    """An authority; `ca` is its certificate, and `file` where a test puts what ingest reads."""
+    """An authority; `ca` is its certificate, and `file` the path of the file that a test writes for ingest."""
 
     folder: Path
     name: str = "clients"
@@ -106,7 +106,7 @@ class Clients:
 
 
 def client_context(authority: Path, certificate: Path | None) -> ssl.SSLContext:
-    """What a careful client uses."""
+    """The TLS of a careful client."""
     context = ssl.create_default_context(cafile=str(authority))
     if certificate is not None:
         context.load_cert_chain(certificate)

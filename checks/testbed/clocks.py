@@ -1,6 +1,6 @@
-"""A wall clock that is stepped while programs and servers run under it; their monotonic clock stays right.
+"""A wall clock that a test steps while programs and servers run under it; their monotonic clock stays right.
 
-It is libfaketime (Debian: libfaketime), which reads how far off the clock is from a file at every call.
+It is libfaketime (Debian: libfaketime), which reads the clock's offset from a file at every call.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ LIBRARY_PLACES = (
 
 
 def fake_time_library() -> Path | None:
-    """libfaketime for programs with threads, where the machine has it."""
+    """libfaketime for programs with threads, if the machine has it."""
     return next((place for place in LIBRARY_PLACES if place.exists()), None)
 
 
 class SteppableClock:
     """The wall clock of a server (`under`), or of a program that is started with `environ` (`Program.start`).
 
-    Several may share one clock. It begins right, or `seconds` off.
+    Several may share one clock. It starts at the right time, or `seconds` off.
     """
 
     def __init__(self, folder: Path, name: str = "clock", *, seconds: float = 0.0) -> None:
@@ -43,23 +43,23 @@ class SteppableClock:
         }
 
     def step(self, seconds: float) -> None:
-        """Set the clock forward, or back where `seconds` is negative, at once and for all who run under it."""
+        """Set the clock forward, or back if `seconds` is negative, at once and for all programs under it."""
         self.seconds += seconds
         written = self._file.with_suffix(".new")
         written.write_text(f"{self.seconds:+f}s\n")
-        written.chmod(0o644)  # PostgreSQL runs as somebody else
-        written.rename(self._file)  # nobody reads half of it
+        written.chmod(0o644)  # PostgreSQL runs as another user
+        written.rename(self._file)  # no program reads half of it
 
     def under(self, server: Server) -> Server:
         """The same server, which runs under this clock from its next start on."""
-        # After the words that change the user: libfaketime could not open what it made as another one.
+        # After the words that change the user: libfaketime could not open a file that it made as another user.
         before = [*takewhile(lambda word: word.startswith("--") or word.endswith("setpriv"), server.command)]
         words = ["env", *(f"{name}={value}" for name, value in self.environ.items())]
         return dataclasses.replace(server, command=[*before, *words, *server.command[len(before) :]])
 
 
 class SteppedSystemClock(SystemClock):
-    """The machine's clocks with the wall clock stepped, for what is in this process itself."""
+    """The machine's clocks with a stepped wall clock, for code in this process."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -22,7 +22,7 @@ def stored_ids(database_url: str) -> list[str]:
 
 
 def fail_on_insert(database_url: str, sqlstate: str, *, when: str = "true") -> None:
-    """Let PostgreSQL refuse each event for which `when` holds (a condition on NEW) with a SQLSTATE."""
+    """Make PostgreSQL refuse, with a SQLSTATE, each event for which `when` holds (a condition on NEW)."""
     ask(
         database_url,
         f"""

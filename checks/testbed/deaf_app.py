@@ -1,4 +1,4 @@
-"""The workers' application with a command that makes a worker take nothing, by causes that Celery does not know of."""
+"""The workers' application with a command that makes a worker take nothing, while Celery sees no cause."""
 
 import threading
 from typing import Any
@@ -14,11 +14,11 @@ __all__ = ["app"]
 
 @control_command(args=[("queue", str), ("how", str)])
 def take_nothing(state: Any, queue: str, how: str) -> dict[str, str]:
-    """Make this worker deaf, where it is one for this queue."""
+    """Make this worker deaf, if it serves this queue."""
     consumer = state.consumer
     if queue not in {one.name for one in consumer.task_consumer.queues}:
         return {"ok": "not mine"}
-    if how == "unsubscribed":  # as Celery sees it, it consumes
+    if how == "unsubscribed":  # Celery still believes that it consumes
         channel = consumer.task_consumer.channel
         for tag in list(channel._consumers):
             channel.basic_cancel(tag)

@@ -1,9 +1,9 @@
-"""Several hosts on one machine, each with its own network, addresses and host name, whose cables can be pulled.
+"""Several hosts on one machine, each with its own network, addresses and host name. A test can pull their cables.
 
 A host is a network namespace and a UTS namespace of Linux (namespaces(7)). They have no names in the file system: an
-open file of this process and the processes inside keep them, and the kernel removes them and all their links with the
-last of these, also after a kill. The switch that connects the hosts has a namespace of its own. So nothing of the
-machine's own network is touched, and no host reaches anything outside.
+open file of this process and the processes inside keep them. The kernel removes them and all their links with the
+last of these, also after a kill. The switch that connects the hosts has its own namespace. So the machine's own
+network does not change, and no host reaches anything outside.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _CLONE_NEWUTS = 0x04000000  # <linux/sched.h>
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# By the networks' names: those for documentation (RFC 5737), which nothing uses.
+# By the networks' names: address blocks for documentation (RFC 5737), which no real network uses.
 _NETWORKS = {"front": "192.0.2", "back": "198.51.100"}
 
 
@@ -31,7 +31,7 @@ def _checked(result: int) -> None:
 
 @dataclass(frozen=True)
 class Namespaces:
-    """A network and a host name, as open files of namespaces."""
+    """A network and a host name, as open namespace files."""
 
     net: int
     uts: int
@@ -40,7 +40,7 @@ class Namespaces:
     def inside(self) -> Iterator[None]:
         """This thread is inside during the block, with the threads, programs and connections that it starts.
 
-        Connections, programs and threads that exist already stay where they are, afterwards too.
+        Existing connections, programs and threads do not move, neither now nor afterwards.
         """
         before = _of_this_thread()
         self._enter()
@@ -69,11 +69,11 @@ def _of_this_thread() -> Namespaces:
 
 
 def _new(host_name: str) -> Namespaces:
-    """New ones, without any link. Raises OSError where that is not allowed."""
+    """New namespaces, without any link. Raises OSError if that is not allowed."""
     made: list[Namespaces] = []
     errors: list[OSError] = []
 
-    def make() -> None:  # in a thread that ends then: this one stays where it is
+    def make() -> None:  # in a thread of its own, which then ends: this one does not move
         try:
             _checked(_libc.unshare(_CLONE_NEWNET | _CLONE_NEWUTS))
             name = host_name.encode()
@@ -92,7 +92,7 @@ def _new(host_name: str) -> Namespaces:
 
 @dataclass
 class Host:
-    """One host: what is started `inside` runs on it."""
+    """One host: programs that start `inside` run on it."""
 
     host_name: str
     namespaces: Namespaces
@@ -104,7 +104,7 @@ class Host:
         return self.namespaces.inside()
 
     def cut(self, network: str) -> None:
-        """Pull the cable to a network: what is sent is lost without an answer, and connections stay open."""
+        """Pull the cable to a network: packets are lost without an answer, and connections stay open."""
         self._set(network, "down")
 
     def heal(self, network: str) -> None:
@@ -114,12 +114,12 @@ class Host:
         _ip(self.switch, "link", "set", self.port(network), state)
 
     def port(self, network: str) -> str:
-        """Of the switch. An interface has at most 15 characters."""
+        """The switch's port. An interface name has at most 15 characters."""
         return f"{network}{self.addresses[network].rpartition('.')[2]}"
 
 
 def _ip(where: Namespaces, *words: str) -> str:
-    """Run `ip` in a namespace. Raises OSError with what it says."""
+    """Run `ip` in a namespace. Raises OSError with its message."""
     with where.inside():
         said = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if said.returncode != 0:
@@ -129,9 +129,9 @@ def _ip(where: Namespaces, *words: str) -> str:
 
 @contextlib.contextmanager
 def connected_hosts(networks: Mapping[str, tuple[str, ...]]) -> Iterator[dict[str, Host]]:
-    """Hosts by a short name, each connected to these of the networks `front` and `back`, for the time of the block.
+    """Hosts by a short name, each connected to its networks (`front`, `back`), until the block ends.
 
-    Whoever starts something inside ends it before. Raises OSError where that is not allowed here.
+    The caller must end its programs inside before that. Raises OSError if hosts are not allowed here.
     """
     with contextlib.ExitStack() as stack:
 
@@ -173,7 +173,7 @@ def links_here() -> str:
 
 
 def hosts_problem() -> str | None:
-    """None if hosts can be made here; otherwise the reason why not."""
+    """Why hosts can't be made here; None if they can."""
     try:
         with connected_hosts({"a": ("back",)}):
             return None

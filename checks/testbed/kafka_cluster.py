@@ -1,4 +1,4 @@
-"""Brokers of the real Kafka: one that is the controller too, and others that a test may kill."""
+"""Real Kafka brokers: the first is also the controller, and a test may kill the others."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _CHANGES = {
 
 @dataclass
 class Cluster:
-    """Brokers that are all started at the same time; broker 1 answers after `start`, the others will soon."""
+    """Brokers that start at the same time; broker 1 answers after `start`, the others soon after."""
 
     first: Server
     others: list[Server]  # broker 2 and on
@@ -60,11 +60,11 @@ def kafka_brokers(home: Path, count: int) -> Iterator[Cluster]:
 
 
 def make_cluster(home: Path, count: int) -> Cluster:
-    """So many brokers, not started. Raises ServerError."""
+    """`count` brokers, not started. Raises ServerError."""
     port, controller_port = free_port(), free_port()
     first = kafka_server(home, port, controller_port)
     first.command = ["-Xmx256m" if word.startswith("-Xmx") else word for word in first.command]
-    # It does not live long enough for better code.
+    # The JVM does not live long enough to need better compiled code.
     first.command.insert(first.command.index("java") + 1, "-XX:TieredStopAtLevel=1")
     properties = home / "kafka" / "server.properties"
     text = properties.read_text()
@@ -77,7 +77,7 @@ def make_cluster(home: Path, count: int) -> Cluster:
 
 
 def advertise(broker: Server, port: int) -> None:
-    """Let a broker tell everybody, other brokers too, this port of the machine for its own. Before it is started."""
+    """Make a broker advertise this port of the machine to clients and other brokers. Call it before the start."""
     properties = Path(broker.command[-1])
     text = properties.read_text()
     name = "advertised.listeners=PLAINTEXT://"
@@ -87,11 +87,11 @@ def advertise(broker: Server, port: int) -> None:
 
 
 def _other(home: Path, number: int, first: Server, text: str) -> Server:
-    """A broker that is no controller. It is ready when it is started: who needs it waits for it."""
+    """A broker that is no controller. It counts as ready at its start: a caller that needs it waits for it."""
     port, data = free_port(), home / "data"
     data.mkdir(parents=True)
     facts = f"version=1\ncluster.id={_CLUSTER_ID}\nnode.id={number}\n"
-    (data / "meta.properties").write_text(facts)  # a JVM less to start
+    (data / "meta.properties").write_text(facts)  # saves the start of a JVM
     own = ("process.roles", "node.id", "log.dirs", "listeners", "advertised.listeners")
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in own]
     lines += ["process.roles=broker", f"node.id={number}", f"log.dirs={data}"]

@@ -1,4 +1,4 @@
-"""Programs that are not Python's: their own package managers fetch them once, into a cache outside the repository."""
+"""Programs in other languages: their own package managers fetch them once, into a cache outside the repository."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_INSTALL_SECONDS_MAX: Final = 1800.0  # a collector is compiled from source, on whatever machine this is
+_INSTALL_SECONDS_MAX: Final = 1800.0  # a collector is compiled from source, perhaps on a slow machine
 _DONE: Final = ".installed"
 
 
@@ -23,7 +23,7 @@ class Kit:
     """Programs that one package manager brings. Their versions are pinned in the folder."""
 
     folder: Path  # their pins, code and configurations in the repository
-    programs: tuple[str, ...]  # that must be on the PATH
+    programs: tuple[str, ...]  # they must be on the PATH
     install: tuple[tuple[str, ...], ...]  # commands, in a copy of the folder
     versions: Callable[[Path], Mapping[str, str]]  # of the packages in that copy
 
@@ -33,16 +33,16 @@ class Kit:
         return self.folder.name
 
     def missing(self) -> str:
-        """The first program that this machine does not have; empty: all are here."""
+        """The first program that this machine lacks; empty: it has all."""
         return next((name for name in self.programs if shutil.which(name) is None), "")
 
     def kept(self, cache: Path) -> Path | None:
-        """The copy that `installed` has made; None if there is none, or an older one."""
+        """The copy that `installed` made; None if it is missing or outdated."""
         copy = cache / f"{self.name}-{self._digest()}"
         return copy if (copy / _DONE).exists() else None
 
     def installed(self, cache: Path) -> Path:
-        """A copy of the folder with everything installed; made once, and again after a change. Raises KitError."""
+        """A copy of the folder with everything installed, made at first use and after a change. Raises KitError."""
         if (kept := self.kept(cache)) is not None:
             return kept
         copy = cache / f"{self.name}-{self._digest()}"
@@ -66,7 +66,7 @@ class Kit:
             raise KitError(f"{' '.join(command)} failed: {(said.stderr or said.stdout).strip()[-500:]}")
 
     def _digest(self) -> str:
-        """Of all that decides what is installed."""
+        """The digest of everything that decides the installation."""
         digest = hashlib.sha256(repr(self.install).encode())
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
@@ -75,7 +75,7 @@ class Kit:
 
 
 def cache_folder() -> Path:
-    """Where this user's caches are."""
+    """The folder of this user's caches."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sluice" / "clients"
 

@@ -1,4 +1,4 @@
-"""pgbouncer before a PostgreSQL that is a test's or a judge's own."""
+"""pgbouncer in front of a test's or a judge's own PostgreSQL."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from stack.servers import LOOPBACK, Server, free_port
 
 
 def pgbouncer_program() -> str | None:
-    """Where it is, None where there is none. Debian puts it where a user's PATH does not look."""
+    """The path of pgbouncer, None if it is missing. Debian installs it in a folder that a user's PATH lacks."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL with a hot standby that has each commit before it is confirmed, and takes its place when it dies."""
+"""A PostgreSQL with a hot standby, which gets each commit before its confirmation and replaces a dead primary."""
 
 import contextlib
 import re
@@ -11,8 +11,8 @@ from checks.testbed.database import ask
 from checks.testbed.waiting import wait_until
 from stack.servers import LOOPBACK, Server, ServerError, _as_somebody_else, free_port, postgres_bin, postgres_server
 
-# The standby looks for its primary again soon, and each keeps what the other one needs when it comes back. In the file,
-# where pg_rewind's own start of a killed server finds it.
+# The standby soon retries its primary, and each server keeps the WAL that the other needs when it comes back. These
+# settings are in the file, since pg_rewind's own start of a killed server reads them there.
 _REPLICATION = "wal_retrieve_retry_interval = 200ms\nwal_keep_size = 1GB\n"
 _JOIN_SECONDS_MAX = 60.0
 _IN_SYNC = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'"
@@ -35,7 +35,7 @@ def make_standby(primary: Server, folder: Path, port: int) -> Server:
 
 
 def _run(data: Path, program: str, *words: str) -> None:
-    """Run one of PostgreSQL's programs as the user that owns a data folder. Raises ServerError with what it says."""
+    """Run one of PostgreSQL's programs as the owner of a data folder. Raises ServerError with its message."""
     command = [*_as_somebody_else(data), str(postgres_bin() / program), *words]
     said = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     if said.returncode != 0:
@@ -43,7 +43,7 @@ def _run(data: Path, program: str, *words: str) -> None:
 
 
 def _admin_url(server: Server) -> str:
-    """Of the database that is always there."""
+    """The URL of the database that always exists."""
     return re.sub(r"/\w+$", "/postgres", server.url)
 
 
@@ -56,9 +56,9 @@ def _answers(url: str) -> bool:
 
 
 def wait_replayed(primary: Server, standby: Server) -> None:
-    """Until a look at the standby sees all that is committed now. Raises AssertionError, psycopg2.Error.
+    """Wait until a query on the standby sees every present commit. Raises AssertionError, psycopg2.Error.
 
-    In sync is less: the standby then has it on its disk, and has perhaps not applied it.
+    In sync means less: the standby has the commits on its disk, but may not have applied them.
     """
     end = ask(_admin_url(primary), "SELECT pg_current_wal_insert_lsn()::text")[0][0]
     replayed = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
@@ -68,12 +68,12 @@ def wait_replayed(primary: Server, standby: Server) -> None:
 class PostgresPair:
     """A primary and its hot standby, which change their roles with each failover.
 
-    The primary waits for the standby with each commit (`synchronous_standby_names`) while it has one. One that was
-    promoted has none until the other server is back.
+    While the primary has a standby, each commit waits for it (`synchronous_standby_names`). A promoted server has no
+    standby until the other server is back.
     """
 
     def __init__(self, folder: Path) -> None:
-        """A primary that is not started, and no standby yet: that is made of the running primary."""
+        """A primary that is not started, and no standby yet: `start` makes it from the running primary."""
         self._folder = folder
         self.primary = postgres_server(folder / "postgres-first", free_port(), durable=False)
         with (folder / "postgres-first" / "postgres" / "postgresql.conf").open("a") as file:
@@ -95,9 +95,9 @@ class PostgresPair:
         self.primary.stop()
 
     def wait_in_sync(self, *, seconds_max: float = _JOIN_SECONDS_MAX) -> None:
-        """Until each commit waits for the standby, which has all of those before. Raises AssertionError."""
+        """Wait until each commit waits for the standby, and it has all earlier ones. Raises AssertionError."""
         wait_until(self._is_streaming, "the standby follows", seconds_max=seconds_max)
-        with contextlib.suppress(psycopg2.Error):  # what is missing then is seen below
+        with contextlib.suppress(psycopg2.Error):  # the checks below would fail then
             ask(_admin_url(self.primary), "ALTER SYSTEM SET synchronous_standby_names = '*'")
             ask(_admin_url(self.primary), "SELECT pg_reload_conf()")
         wait_until(lambda: self._sees(_IN_SYNC), "the standby is in sync", seconds_max=seconds_max)
@@ -118,15 +118,15 @@ class PostgresPair:
             return False
 
     def promote(self) -> None:
-        """Make the standby the primary. Raises psycopg2.Error, ServerError if it could not within 30 s."""
+        """Make the standby the primary. Raises psycopg2.Error, or ServerError if that takes over 30 s."""
         if ask(_admin_url(self.standby), "SELECT pg_promote(true, 30)") != [(True,)]:
             raise ServerError("the standby did not become the primary within 30 s")
         self.primary, self.standby = self.standby, self.primary
 
     def rejoin(self) -> None:
-        """Start the other server, which was killed as the primary, as the standby. Raises ServerError, AssertionError.
+        """Start the other server, the killed primary, as the standby. Raises ServerError, AssertionError.
 
-        pg_rewind removes what it has of its own, and copies what is new.
+        pg_rewind removes commits that only this server has, and copies the new ones.
         """
         data = Path(self.standby.command[self.standby.command.index("-D") + 1])
         _run(data, "pg_rewind", "-D", str(data), "--source-server", _admin_url(self.primary), "-R", "--no-sync")
@@ -137,7 +137,7 @@ class PostgresPair:
 
 
 def url_of_both(user_and_database: str, first_port: int, second_port: int) -> str:
-    """The URL that leads to whichever of two takes writes. `user_and_database`: the URL of one of them."""
+    """The URL that leads to the writable one of two servers. `user_and_database`: the URL of one of them."""
     user, _, rest = user_and_database.partition("@")
     hosts = f"{LOOPBACK}:{first_port},{LOOPBACK}:{second_port}"
     return f"{user}@{hosts}/{rest.rpartition('/')[2]}?target_session_attrs=read-write"

@@ -1,4 +1,4 @@
-"""Sluice's own processes, started on servers of the caller's choice."""
+"""Sluice's own processes, on servers that the caller chooses."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Program:
-    """One process of Sluice, with its log in a file; can be killed, frozen and started again."""
+    """One process of Sluice, with its log in a file. A test can kill, freeze and restart it."""
 
     def __init__(
         self, name: str, arguments: list[str], settings: Settings, folder: Path, *, under: tuple[str, ...] = ()
@@ -39,10 +39,10 @@ class Program:
         self._environ = {**environ_with(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False
-        self._changing = threading.RLock()  # held by whoever starts or ends it: a test, or its supervisor
+        self._changing = threading.RLock()  # held by the thread that starts or ends it: a test's or the supervisor's
 
     def start(self, **environ: str) -> "Program":
-        """Start, with what is given added to the environment this once."""
+        """Start, with these variables added to the environment of this start only."""
         with self._changing, self.log_path.open("ab") as log:
             self._is_wanted = True
             self._process = subprocess.Popen(
@@ -61,14 +61,14 @@ class Program:
 
     @property
     def exit_status(self) -> int | None:
-        """Of a program that has ended by itself: its exit status, or the negative number of the signal that killed it.
+        """The exit status of a program that ended by itself, or the negative number of the signal that killed it.
 
         None while it runs, and after `kill` and `stop`.
         """
         return None if self._process is None else self._process.poll()
 
     def start_where_ended(self) -> None:
-        """Start it again where it is gone though nobody has stopped or killed it by these methods."""
+        """Start it again if it ended without a call of `kill` or `stop`."""
         with self._changing:
             if self._is_wanted and not self.is_running:
                 self.start()
@@ -93,7 +93,7 @@ class Program:
             one.resume()
 
     def kill(self) -> None:
-        """SIGKILL to the main process alone, as the kernel would do it: its children find out by themselves."""
+        """Send SIGKILL to the main process alone, as the kernel would: its children must notice that themselves."""
         with self._changing:
             self._is_wanted = False
             os.kill(self.pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ class Program:
             self._process = None
 
     def stop(self, *, seconds_max: float = WAIT_SECONDS_MAX) -> int | None:
-        """SIGTERM and wait; everything of it by force where that takes too long. Returns the exit status."""
+        """Send SIGTERM and wait; kill all its processes if that takes too long. Returns the exit status."""
         with self._changing:
             return self._stop(seconds_max)
 
@@ -136,7 +136,7 @@ def _worker(queue: str, concurrency: int, app: str = "tasks.app") -> list[str]:
 
 
 def batches_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
-    """The worker that drains the log. It has a process for each partition and two more: enough for its drains."""
+    """The worker that drains the log. It has a process per partition and two more: enough for its drains."""
     return Program("batches", _worker("batches", settings.log_partitions + 2, app), settings, folder)
 
 
@@ -157,7 +157,7 @@ def ingest(settings: Settings, folder: Path, name: str = "ingest") -> Program:
 
 
 def http_status(url: str) -> int | None:
-    """Status of a GET, None where nobody answers."""
+    """The status of a GET, None without an answer."""
     try:
         with urllib.request.urlopen(url, timeout=WAIT_SECONDS_MAX) as answer:
             return int(answer.status)
@@ -169,7 +169,7 @@ def http_status(url: str) -> int | None:
 
 @contextlib.contextmanager
 def supervised(*programs: Program) -> Iterator[None]:
-    """Start again what ends by itself, as a supervisor does: Celery 5.7 sometimes ends where its broker is lost."""
+    """Restart programs that end by themselves, as a supervisor does: Celery 5.7 may end if it loses its broker."""
     stopping = threading.Event()
 
     def keep() -> None:
@@ -222,7 +222,7 @@ class System:
             return document
 
     def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
-        """Wait for a condition; where it does not come, the logs' ends are in the error."""
+        """Wait for a condition; if it does not come, the error has the ends of the logs."""
         try:
             wait_until(condition, what, seconds_max=seconds_max)
         except AssertionError as error:

@@ -1,4 +1,4 @@
-"""An event log on Redis with one replica, whose promotion is decided by the caller, and not by sentinels."""
+"""An event log on Redis with one replica. The caller decides its promotion, not sentinels."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _REPLICA_OF = "--replicaof"
 
 
 def _client(server: Server) -> "redis.Redis":
-    """A client that asks once."""
+    """A client without retries."""
     return redis.Redis(
         host=LOOPBACK, port=server.port, socket_timeout=10, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0)
     )
@@ -43,7 +43,7 @@ class RedisPair:
         self.master.stop()
 
     def wait_following(self, *, seconds_max: float = 60.0) -> None:
-        """Until the replica has what its master has, and receives what comes. Raises AssertionError."""
+        """Wait until the replica has all its master's data, and receives new data. Raises AssertionError."""
         wait_until(self._is_following, "the replica follows its master", seconds_max=seconds_max)
 
     def _is_following(self) -> bool:
@@ -57,14 +57,14 @@ class RedisPair:
             return False
 
     def promote(self) -> None:
-        """Make the replica the master. Who uses the old one must be led to it. Raises redis.RedisError."""
+        """Make the replica the master. The caller must lead the old one's clients to it. Raises redis.RedisError."""
         with _client(self.replica) as client:
             client.execute_command("REPLICAOF", "NO", "ONE")
         _forget_master(self.replica)
         self.master, self.replica = self.replica, self.master
 
     def rejoin(self) -> None:
-        """Start the other server as the replica of the master, whatever it was before. Raises ServerError."""
+        """Start the other server as the master's replica, whatever its role was. Raises ServerError."""
         _forget_master(self.replica)
         self.replica.command += [_REPLICA_OF, LOOPBACK, str(self.master.port)]
         self.replica.start()
@@ -78,5 +78,5 @@ def _forget_master(server: Server) -> None:
 
 
 def data_folder(server: Server) -> Path:
-    """Where a Redis of `redis_server` has its files."""
+    """The folder with the files of a Redis of `redis_server`."""
     return Path(server.command[server.command.index("--dir") + 1])

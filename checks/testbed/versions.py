@@ -1,4 +1,4 @@
-"""Sluice as it was at an earlier commit, from the history of this repository, to run beside today's."""
+"""Sluice at an earlier commit, from the history of this repository, to run beside the present version."""
 
 import io
 import subprocess
@@ -11,7 +11,7 @@ OLD_COMMIT = "9aae592"  # the last one whose database had five migrations: parti
 
 
 def old_checkout(folder: Path) -> Path | None:
-    """The old code, unpacked below a folder; None where the history does not reach back to it."""
+    """The old code, unpacked below a folder; None if the history does not reach back to it."""
     place = folder / f"sluice-{OLD_COMMIT}"
     if place.exists():
         return place
@@ -20,5 +20,5 @@ def old_checkout(folder: Path) -> Path | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     with tarfile.open(fileobj=io.BytesIO(said.stdout)) as archive:
-        archive.extractall(place)  # of our own history; a filter needs Python 3.11.4
+        archive.extractall(place)  # trusted: our own history; a filter needs Python 3.11.4
     return place

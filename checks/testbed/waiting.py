@@ -1,4 +1,4 @@
-"""Waiting for what must happen, on a machine that may be slow and busy."""
+"""Waiting for a condition, on a machine that may be slow and busy."""
 
 import asyncio
 import time
@@ -11,15 +11,15 @@ from typing import Any, Final
 WAIT_SECONDS_MAX: Final = 60.0
 # The same for a program that a test runs to its end.
 RUN_SECONDS_MAX: Final = 300.0
-# What a busy machine may add to the time of a single try. A test of a time limit adds it to the limit, where to go
-# beyond the limit would mean to hang, or to take several times as long.
+# A busy machine may add this to the time of a single try. A test of a time limit adds it to the limit, if a program
+# that breaks the limit would hang, or would take several times as long.
 BUSY_SECONDS: Final = 10.0
-# APPEND_SECONDS_MAX where a test is not about it. By default an append may take a second, and then its outcome is
-# unknown: for so long a stalled machine may stand still.
+# APPEND_SECONDS_MAX in tests of something else. By default an append may take a second, and then its outcome is
+# unknown: a busy machine may stall for that long.
 PATIENT_APPEND_SECONDS: Final = 15.0
 # The same for SINK_CALL_SECONDS_MAX, by default two seconds.
 PATIENT_SINK_SECONDS: Final = 10.0
-PATIENT_CONNECT_SECONDS: Final = 20  # and that of SINK_CONNECT_SECONDS_MAX
+PATIENT_CONNECT_SECONDS: Final = 20  # the same for SINK_CONNECT_SECONDS_MAX
 
 
 def eventually(
@@ -28,7 +28,7 @@ def eventually(
 ) -> float:  # fmt: skip
     """Wait until a condition holds. An error of `passing` counts as a condition that does not hold yet.
 
-    Returns for how many seconds it was seen not to hold: a machine that is busy between two looks adds nothing to that.
+    Returns the seconds until the last failed check began: a busy machine between two checks adds nothing to that.
     """
     started = time.monotonic()
     deadline, seen_at = started + seconds_max, started
@@ -45,7 +45,7 @@ def eventually(
 
 
 async def eventually_in_loop(condition: Callable[[], object], *, look_seconds: float = 0.002) -> None:
-    """The same in an event loop, which goes on meanwhile."""
+    """The same in an event loop, which keeps running."""
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     while not condition():
         assert time.monotonic() < deadline, f"not within {WAIT_SECONDS_MAX:g} s"
@@ -53,9 +53,9 @@ async def eventually_in_loop(condition: Callable[[], object], *, look_seconds: f
 
 
 def least_seconds(what_takes: Callable[[], float], below: float, *, tries_max: int = 10) -> float:
-    """The least of the times that several tries take; the tries end with the first that takes less than `below`.
+    """The shortest time of several tries; the first try that takes less than `below` is the last.
 
-    For a promise that something takes no longer than some time. A busy machine makes a time longer, and none shorter.
+    It tests a promise that something takes no longer than some time. A busy machine makes times longer, never shorter.
     """
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     took = what_takes()
@@ -67,5 +67,5 @@ def least_seconds(what_takes: Callable[[], float], below: float, *, tries_max: i
 
 
 def wait_until(condition: Any, what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
-    """`eventually`, which looks less often."""
+    """`eventually` with longer pauses between checks."""
     eventually(condition, what, seconds_max=seconds_max, look_seconds=0.05)

@@ -22,7 +22,7 @@ class Response:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The object of an error's one shape, which must be all that there is."""
+        """The error object in its one shape, which must be the whole body."""
         document = self.json
         assert list(document) == ["error"]
         assert {"code", "message"} <= document["error"].keys()
@@ -49,11 +49,11 @@ class Wire:
         self.socket.sendall(data)
 
     def send_eof(self) -> None:
-        """Nothing more will be sent."""
+        """Close the sending side."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def answer(self, *, has_body: bool = True) -> Response:
-        """The next answer; EOFError where the server closed instead."""
+        """The next answer; EOFError if the server closed instead."""
         while b"\r\n\r\n" not in self._buffer:
             self._more()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
@@ -66,7 +66,7 @@ class Wire:
         return Response(int(first.split()[1]), headers, body)
 
     def is_closed(self) -> bool:
-        """Whether the server has closed the connection, with nothing more to say; waits for it."""
+        """Whether the server has closed the connection without sending more; waits for it."""
         try:
             return not self._buffer and self.socket.recv(1) == b""
         except ConnectionError:
@@ -83,7 +83,7 @@ def request(
     body: bytes = b"", *, method: str = "POST", path: str = "/api/logs", content_type: str | None = "application/json",
     headers: dict[str, str] | None = None, length: int | None = None,
 ) -> bytes:  # fmt: skip
-    """The bytes of a request; `length` is what Content-Length says where that is not the truth."""
+    """The bytes of a request; `length` is a Content-Length other than the body's."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
     if content_type is not None:
         lines.append(f"Content-Type: {content_type}")
