@@ -1,1 +1,1 @@
-"""The judges of the whole system, one package each, and what they share: load generators and the testbed."""
+"""The judges of the whole system, one package each, and their shared load generators and testbed."""

@@ -1,1 +1,1 @@
-"""Real clients of other languages, unchanged, against a Sluice of its own: what they sent must be stored once."""
+"""Real, unchanged clients in other languages send to a test Sluice: it must store each of their events once."""

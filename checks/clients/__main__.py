@@ -14,8 +14,8 @@ from checks.clients.table import Result, as_markdown, exit_status
 from checks.testbed.kits import Kit, KitError, cache_folder
 from stack.servers import ServerError
 
-_MESSAGES = 2000  # of a client in each situation
-_PER_SECOND = 500.0  # above the limit, and low enough that something is left to send when a fault comes
+_MESSAGES = 2000  # from a client in each situation
+_PER_SECOND = 500.0  # above the limit, but slow enough that a fault comes before the end
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -96,7 +96,7 @@ def _try_all(clients: list[Client], plan: Plan, tell: Callable[[str], None]) -> 
 
 
 def _fetched(kit: Kit, tell: Callable[[str], None]) -> Path | str:
-    """The folder in which the clients of a kit are installed, or the reason why they can't be."""
+    """The folder with a kit's installed clients, or the reason why they can't be installed."""
     if missing := kit.missing():
         return f"no {missing}"
     tell(f"fetching {kit.name} …")

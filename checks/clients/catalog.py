@@ -1,4 +1,4 @@
-"""The clients: how each is started, and what docs/protocols says of it."""
+"""The clients: the command of each, and its row in docs/protocols."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from checks.clients.kits import DEBIAN, MAVEN, NPM
 from checks.testbed.kits import COLLECTOR, Kit
 
 _LOSES: Final = frozenset({May.LOSE})
-# What was stored before its connection was cut is not lost, although the client does not send it again.
+# A cut comes after the storing: it loses nothing, although the client does not send the events again.
 _REPEATS_NOTHING: Final = {Situation.LIMIT: _LOSES, Situation.RESTART: _LOSES}
 _LIMIT: Final = 200.0  # events/s
 _LIMIT_OF_ONE_BY_ONE: Final = 20.0  # for a client that waits for the answer to each event
@@ -17,21 +17,21 @@ _LIMIT_OF_ONE_BY_ONE: Final = 20.0  # for a client that waits for the answer to 
 
 @dataclass(frozen=True)
 class Client:
-    """One client, and what is expected of it."""
+    """One client, and its expected behaviour."""
 
     name: str
-    package: str  # whose version is shown
+    package: str  # the table shows its version
     kit: Kit
-    protocol: str  # of the metric sluice_ingest_protocol_requests
-    form: str  # of the protocol, for people
+    protocol: str  # label of the metric sluice_ingest_protocol_requests
+    form: str  # the protocol's name for readers
     path: str  # of its requests
     page: str  # below docs; its table has a row for this client
-    row: str  # how that row begins
+    row: str  # the beginning of that row
     command: tuple[str, ...]  # in the kit's folder; {kit}, {work} and {port} are filled in
     config: str = ""  # of a shipper, which reads the file {work}/input.log; empty: a program that logs by itself
-    environ: Mapping[str, str] = field(default_factory=dict)  # the same are filled in
+    environ: Mapping[str, str] = field(default_factory=dict)  # with the same placeholders
     allowed: Mapping[Situation, frozenset[May]] = field(default_factory=dict)
-    limit: float = _LIMIT  # events/s, far below what it sends
+    limit: float = _LIMIT  # events/s, far below the rate at which it sends
 
     @property
     def title(self) -> str:
@@ -39,14 +39,14 @@ class Client:
         return self.row
 
     def may(self, situation: Situation) -> frozenset[May]:
-        """What it may do by its own design."""
+        """The faults that its own design allows."""
         return self.allowed.get(situation, frozenset())
 
 
-# What was refused goes into another body, with other ids, if events came in between. So does what was stored and cut.
+# Refused events go into another body, with other ids, if new events came in between. So do stored events after a cut.
 _REPEATS_WITH_MORE: Final = {Situation.CUT: frozenset({May.DOUBLE})}
 
-# What docs/protocols/otlp.md tells people to set, and a batch that the limit lets through.
+# The settings that docs/protocols/otlp.md recommends, and a batch size below the limit.
 _OTLP: Final = {
     "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://127.0.0.1:{port}/v1/logs",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "60000",

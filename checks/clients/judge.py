@@ -1,22 +1,22 @@
-"""Whether a client lost or doubled an event, against what its page in docs/protocols promises."""
+"""Whether a client lost or doubled an event, against the promise of its page in docs/protocols."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-_SHOWN = 5  # numbers of messages in one problem
+_SHOWN = 5  # the most message numbers in one problem
 
 
 class Situation(StrEnum):
-    """What a client goes through in one run."""
+    """The fault in one run of a client."""
 
-    LIMIT = "429"  # the rate is far below what the client sends, for a part of the run
+    LIMIT = "429"  # for a part of the run, the rate limit is far below the client's rate
     CUT = "a cut connection"  # once, after a request is stored and before it is answered
     RESTART = "a restart of ingest"  # in the middle of the run
 
 
 class May(StrEnum):
-    """What a client may do in a situation by its own design, because its page says so."""
+    """A fault that a client's design allows in a situation; its page documents it."""
 
     LOSE = "loses"
     DOUBLE = "doubles"
@@ -24,7 +24,7 @@ class May(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: how many messages the client got to send, and what PostgreSQL has of them."""
+    """One run: the number of messages for the client to send, and their rows in PostgreSQL."""
 
     sent: int
     rows: Mapping[int, int]  # the number of a message -> its rows
@@ -42,12 +42,12 @@ class Outcome:
 
     @property
     def unknown(self) -> list[int]:
-        """Numbers that are stored, and that the client did not send."""
+        """Stored numbers that the client did not send."""
         return sorted(number for number in self.rows if not 0 <= number < self.sent)
 
 
 def judge(outcome: Outcome, may: frozenset[May] = frozenset()) -> list[str]:
-    """The problems of a run; none: the client kept what its page promises."""
+    """The problems of a run; none: the client kept its page's promise."""
     problems = list(outcome.problems)
     if not outcome.rows:
         problems.append("nothing is stored")

@@ -1,4 +1,4 @@
-"""Where the clients come from. The collector is in checks.testbed, since others run it too."""
+"""The kits of the clients. The collector is in checks.testbed, since other checks run it too."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def _maven_versions(copy: Path) -> dict[str, str]:
 
 
 def _debian_versions(copy: Path) -> dict[str, str]:
-    """By the packages' files, such as rsyslog_8.2302.0-1_amd64.deb."""
+    """The versions from the names of the package files, such as rsyslog_8.2302.0-1_amd64.deb."""
     names = (path.stem.split("_") for path in copy.glob("*.deb"))
     return {name: unquote(version) for name, version, _ in names}
 

@@ -1,4 +1,4 @@
-"""Takes one client through the three situations, and counts what PostgreSQL has afterwards."""
+"""Runs one client in the three situations, and counts its rows in PostgreSQL afterwards."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ from checks.clients.judge import Outcome, Situation
 from checks.clients.sluice import NotReadyError, Sluice, message, wait_for
 from checks.loadgen.proxy import Proxy
 
-_LIMIT_SECONDS: Final = 5.0  # of the limit, after the first refusal
-_BEFORE: Final = 0.2  # of the messages are stored before a connection is cut, or ingest is restarted
-_QUIET_SECONDS_MAX: Final = 20.0  # without a new row: then a shipper has given up what is missing
+_LIMIT_SECONDS: Final = 5.0  # the limit lasts so long after the first refusal
+_BEFORE: Final = 0.2  # share of messages stored before a cut connection or a restart of ingest
+_QUIET_SECONDS_MAX: Final = 20.0  # without a new row: then a shipper has given up the missing messages
 _END_SECONDS_MAX: Final = 120.0  # for the client to send everything
 _STOP_SECONDS_MAX: Final = 15.0
 _TICK_SECONDS: Final = 0.05  # between two writes to the file that a shipper reads
-_SUCCESS: Final = b"HTTP/1.1 20"  # how an answer begins that is lost when a connection is cut
+_SUCCESS: Final = b"HTTP/1.1 20"  # the beginning of an answer that a cut connection loses
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many messages a client sends in each situation, and how many a second."""
+    """The number of messages that a client sends in each situation, and their rate per second."""
 
     messages: int
     per_second: float
@@ -48,7 +48,7 @@ class Sender:
         if (kit / "classpath").exists():
             filled["{classpath}"] = (kit / "classpath").read_text().strip()
         if client.config:
-            marks = {f"@{name[1:-1].upper()}@": text for name, text in filled.items()}  # braces have a meaning there
+            marks = {f"@{name[1:-1].upper()}@": text for name, text in filled.items()}  # braces are syntax there
             (work / client.config).write_text(_fill((kit / client.config).read_text(), marks))
             self._input.touch()
         self._command = [_fill(word, filled) for word in client.command]
@@ -64,7 +64,7 @@ class Sender:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the client, and what it reads."""
+        """Start the client, and the writer of its input."""
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, cwd=self._kit, env={**os.environ, **self._environ}, stdin=subprocess.DEVNULL,
@@ -74,7 +74,7 @@ class Sender:
             self._writer.start()
 
     def wait(self, stored: Callable[[], int]) -> list[str]:
-        """Wait until the client has sent everything, or has given up; the problems with that."""
+        """Wait until the client has sent everything, or has given up. Returns the problems."""
         assert self._process is not None
         if not self._client.config:
             try:
@@ -111,7 +111,7 @@ class Sender:
         self._process.wait(_STOP_SECONDS_MAX)
 
     def _write(self) -> None:
-        """Write the messages at their pace, as a program does whose file a shipper reads."""
+        """Write the messages at their rate, like a program whose file a shipper reads."""
         began = time.monotonic()
         written = 0
         with self._input.open("a") as file:
@@ -127,7 +127,7 @@ class Sender:
 
 
 def try_client(client: Client, kit: Path, sluice: Sluice, folder: Path, plan: Plan) -> dict[Situation, Outcome]:
-    """What came of a client in each situation."""
+    """The outcome of a client in each situation."""
     return {
         situation: _one(client, kit, sluice, folder / client.name / situation.name.lower(), plan, situation)
         for situation in Situation
@@ -167,7 +167,7 @@ def _one(client: Client, kit: Path, sluice: Sluice, work: Path, plan: Plan, situ
 
 
 def _limit(client: Client, sluice: Sluice, sender: Sender) -> None:
-    """Let the client begin while the rate is limited, and lift the limit some time after the first refusal."""
+    """Start the client while the rate is limited, and end the limit some time after the first refusal."""
     refused = sluice.refused(client.protocol)
     with sluice.limited(client.limit):
         sender.start()

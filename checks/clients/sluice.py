@@ -1,4 +1,4 @@
-"""A Sluice of its own for the clients, with what is done to it while they send."""
+"""A Sluice for the clients alone, and the actions on it while they send."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 from stack.config import StackConfig, environ_of_its_own
 from stack.system import System
 
-RATE_MAX: Final = 100_000.0  # events/s: no client comes near
+RATE_MAX: Final = 100_000.0  # events/s: far above every client's rate
 _INGEST: Final = "ingest-0"
 _ACTOR: Final = "checks.clients"
 _OVERRIDE_SECONDS: Final = 600.0  # longer than any run
@@ -71,21 +71,21 @@ class Sluice:
         self._url = f"http://127.0.0.1:{self.port}"
 
     def rows(self, run: str) -> dict[int, int]:
-        """How many rows PostgreSQL has of each message of a run."""
+        """The number of rows in PostgreSQL for each message of a run."""
         return dict(self._query(_NUMBERS, {"run": run}))
 
     def dead_letters(self) -> int:
-        """How many events were accepted and could not be stored."""
+        """The number of events that were accepted but could not be stored."""
         return int(self._query("SELECT count(*) FROM dead_letters", {})[0][0])
 
     def refused(self, protocol: str) -> int:
-        """How many requests of a protocol ingest has refused since its start."""
+        """The number of requests of a protocol that ingest has refused since its start."""
         found = _REQUESTS.findall(self._get("/metrics"))
         return sum(int(float(count)) for name, status, count in found if name == protocol and status in ("429", "503"))
 
     @contextlib.contextmanager
     def limited(self, rate: float) -> Iterator[None]:
-        """Admit only so many events per second until the block ends, as an operator may set it."""
+        """Admit at most `rate` events per second until the block ends, by an operator's override."""
         control = self._control
 
         def begin() -> bool:
@@ -112,7 +112,7 @@ class Sluice:
         wait_for(lambda: bool(self._get("/readyz")), "ingest is ready again")
 
     def wait_until_stored(self) -> None:
-        """Wait until everything that was accepted until now is stored. Raises NotReadyError."""
+        """Wait until every event that was accepted so far is stored. Raises NotReadyError."""
         began = time.monotonic()
 
         def is_stored() -> bool:
@@ -154,7 +154,7 @@ def running_sluice(folder: Path) -> Iterator[Sluice]:
 
 
 def new_folder() -> Path:
-    """A temporary folder that PostgreSQL, as another user, can pass through."""
+    """A temporary folder that PostgreSQL can enter as another user."""
     folder = Path(tempfile.mkdtemp(prefix="sluice-clients-"))
     folder.chmod(0o755)
     return folder

@@ -16,7 +16,7 @@ _HEAD = (
 
 @dataclass
 class Result:
-    """What came of one client. `skipped`: why it was not tried."""
+    """The result of one client. `skipped`: why it was not tried."""
 
     client: Client
     version: str = ""
@@ -26,7 +26,7 @@ class Result:
 
     @property
     def problems(self) -> list[str]:
-        """What the client did that its page does not say, with the situation."""
+        """The client's deviations from its page, with the situation."""
         return [
             f"{situation}: {problem}"
             for situation, outcome in self.outcomes.items()
@@ -35,12 +35,12 @@ class Result:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the client was tried, and did what its page says."""
+        """Whether the client was tried and kept its page's promise."""
         return not self.skipped and not self.problems
 
     @property
     def verdict(self) -> str:
-        """One word or some, for the table."""
+        """One or more words for the table."""
         if self.skipped:
             return f"skipped: {self.skipped}"
         if self.problems:
@@ -52,7 +52,7 @@ class Result:
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """The table, and below it all problems."""
+    """The table, followed by all problems."""
     lines = [_row(_HEAD), _row(["---"] * 3 + ["--:"] * 3 + ["---"] * (len(Situation) + 1))]
     lines += [_row(_cells(result)) for result in results]
     lines += [f"\n{result.client.name}: BROKEN: {problem}" for result in results for problem in result.problems]
@@ -62,7 +62,7 @@ def as_markdown(results: Sequence[Result]) -> str:
 def exit_status(results: Sequence[Result], *, named: bool) -> int:
     """0: every client that could be tried kept its promise; 1: one did not; 2: nothing is proven.
 
-    `named`: the user named these clients, so that none may be skipped.
+    `named`: the user named these clients, so none may be skipped.
     """
     if any(result.problems for result in results):
         return 1

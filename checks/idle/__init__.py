@@ -1,1 +1,1 @@
-"""What an idle system costs: CPU time by program, and commands by server."""
+"""The cost of an idle system: CPU time by program, and commands by server."""

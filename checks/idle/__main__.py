@@ -29,7 +29,7 @@ from stack.servers import ServerError
 from stack.system import System, SystemFolder
 
 _SUPERVISOR: Final = "supervisor"
-_SETTLE_SECONDS: Final = 15.0  # after a start: until each drain has begun anew, and rates are published
+_SETTLE_SECONDS: Final = 15.0  # after a start: until each drain has restarted, and rates are published
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _print(partitions: Sequence[int], found: Sequence[tuple[float, str]]) -> None:
-    """Print the tables, and how many times as much as the first system each of the others takes."""
+    """Print the tables, and the cost of each further system as a multiple of the first one's."""
     for count, (_, table) in zip(partitions, found, strict=True):
         print(f"--- {count} partitions\n{table}\n", flush=True)
     for count, (share, _) in list(zip(partitions, found, strict=True))[1:]:
@@ -79,7 +79,7 @@ def _system(partitions: int) -> Iterator[SystemFolder]:
 
 
 def _measure(systems: Sequence[SystemFolder], seconds: float) -> list[tuple[float, str]]:
-    """Measure all systems at the same time: the share of a core of each, in percent, and its table."""
+    """Measure all systems at the same time. Returns the share of a core of each, in percent, and its table."""
     urls = [system.urls() for system in systems]
     before, started = [_counts(*one) for one in zip(systems, urls, strict=True)], time.monotonic()
     time.sleep(max(1.0, seconds))
@@ -113,7 +113,7 @@ def _family(pid: int, *, is_alone: bool) -> list[psutil.Process]:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """Of a process, and of those of its children that have ended; 0 if it has ended itself."""
+    """CPU seconds of a process and of its ended children; 0 if the process has ended."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
@@ -122,14 +122,14 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 def _commands(url: str) -> dict[str, int]:
-    """Commands that a Redis has carried out since its start; those inside of scripts count too."""
+    """Commands that a Redis has executed since its start, with those inside scripts."""
     with redis.Redis.from_url(url, socket_timeout=5, decode_responses=True) as client:
         statistics: dict[str, dict[str, int]] = client.info("commandstats")
     return {name.removeprefix("cmdstat_"): int(one["calls"]) for name, one in statistics.items()}
 
 
 def _sessions(url: str) -> int:
-    """Sessions of clients that PostgreSQL has, without this one."""
+    """The number of client sessions in PostgreSQL, without this one."""
     with closing(psycopg2.connect(url, connect_timeout=5)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend'")
         row = cursor.fetchone()

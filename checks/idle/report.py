@@ -1,4 +1,4 @@
-"""The table of an idle system: programs by their share of a core, and the commands that the servers carried out."""
+"""The table of an idle system: programs by their share of a core, and the commands that the servers executed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class Usage:
 
 
 def ratio(share: float, baseline: float) -> str:
-    """How many times the baseline a share is, with two digits behind the point; a dash without a baseline."""
+    """A share as a multiple of the baseline, with two decimals; a dash without a baseline."""
     return f"{share / baseline:.2f}" if baseline > 0 else "-"
 
 
 def report(before: Usage, after: Usage, *, seconds: float, sessions: int) -> tuple[float, str]:
-    """What was used between two counts: the sum in percent of a core, and a table.
+    """The use between two counts: the sum in percent of a core, and a table.
 
-    A program that began anew between them counts from its start.
+    A program that restarted between them counts from its start.
     """
     used = {
         name: 100 * _since(total, before.cpu_seconds.get(name, 0.0)) / seconds

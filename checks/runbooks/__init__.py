@@ -1,1 +1,1 @@
-"""Runbooks acted out: the condition is made on a running system, and the steps of its page end it."""
+"""Runbooks acted out: a scenario creates the condition on a running system, and the steps of its page end it."""

@@ -21,7 +21,7 @@ from stack.servers import ServerError
 
 
 def main(words: list[str] | None = None) -> int:
-    """Act out all of them, or those that are named."""
+    """Act out all runbooks, or the named ones."""
     parser = argparse.ArgumentParser(prog="python -m checks.runbooks", description="Act out runbooks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(SCENARIOS)}; default: all")
     parser.add_argument("--out", type=Path, help="folder for the transcripts")
@@ -50,7 +50,7 @@ def _act_out(names: list[str], out: Path | None, kind: Kind) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 with running(kind, Path(folder)) as (system, urls, parts, shell):
-                    # One that failed may leave its condition behind: the next one gets a new system.
+                    # A failed runbook may leave its condition behind: the next one gets a new system.
                     while left:
                         name = left.pop(0)
                         if not _acted_out(name, Act(system, urls, parts, **shell), out):

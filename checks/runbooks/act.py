@@ -1,4 +1,4 @@
-"""A system of its own on which a runbook is acted out, and the transcript of that."""
+"""The system on which a runbook is acted out, and the transcript."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from checks.testbed.clocks import SteppableClock, fake_time_library
 from stack.servers import ROOT
 from stack.system import System
 
-# They only end what would never end: on a machine that others keep busy, a command may take minutes.
+# These only end a wait that would last forever: on a busy machine, a command may take minutes.
 SECONDS_MAX: Final = 600.0  # for a condition to be seen, or to end
 RUN_SECONDS_MAX: Final = 300.0  # of one command
 _NOT_RUN: Final = (126, 127)  # a shell's status for a command that is missing or can't be run
@@ -39,10 +39,10 @@ class NotActedOutError(Exception):
 
 
 class Act:
-    """What a scenario does to the system. Each command and its output goes into the transcript."""
+    """The actions of a scenario on the system. Each command and its output go into the transcript."""
 
     def __init__(self, system: System, urls: dict[str, str], parts: Sequence[object] = (), **environ: str) -> None:
-        """`parts` are what the system has beside its own programs; `environ` is more of the operator's shell."""
+        """`parts` run beside the system's own programs; `environ` has more variables of the operator's shell."""
         self.urls = urls
         self._parts = parts
         self.lines: list[str] = []
@@ -61,10 +61,10 @@ class Act:
             **environ,
         }
 
-    # --- What an operator does ------------------------------------------------------------------------------------
+    # --- Actions of an operator -----------------------------------------------------------------------------------
 
     def run(self, command: str, *, may_fail: bool = False) -> str:
-        """Run a command of the runbook, and keep it with its output. `may_fail`: its error is what it shows."""
+        """Run a command of the runbook, and keep it with its output. `may_fail`: its output may be an error."""
         try:
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -84,7 +84,7 @@ class Act:
         return said
 
     def run_until(self, command: str, is_right: Callable[[str], bool], what: str) -> str:
-        """Run a command until its output is right, and keep it once."""
+        """Run a command until its output is right, and keep only the last run."""
         before = len(self.lines)
 
         def is_seen() -> bool:
@@ -95,10 +95,10 @@ class Act:
         return "\n".join(self.lines[before + 1 :]).strip()
 
     def note(self, words: str) -> None:
-        """Say in the transcript what was done without a command."""
+        """Write an action without a command into the transcript."""
         self.lines += [f"# {words}", ""]
 
-    # --- What makes a condition -----------------------------------------------------------------------------------
+    # --- Causes of a condition ------------------------------------------------------------------------------------
 
     def send(self, count: int, *, bodies: int = 1, key: str = "order-1", **fields: Any) -> list[int]:
         """Send bodies of `count` events; returns their statuses."""
@@ -130,11 +130,11 @@ class Act:
         return redis.Redis.from_url(self.urls[name])
 
     def freeze(self, program: str) -> None:
-        """Stop a program and its children as SIGSTOP does: it runs, and answers nothing."""
+        """Stop a program and its children as SIGSTOP does: the program exists, but answers nothing."""
         self._signal(program, signal.SIGSTOP)
 
     def thaw(self, program: str) -> None:
-        """Let a frozen program go on."""
+        """Let a frozen program continue."""
         self._signal(program, signal.SIGCONT)
 
     def _signal(self, program: str, number: int) -> None:
@@ -161,7 +161,7 @@ class Act:
         return self._system.config.ports[name]
 
     def part(self, kind: type[_Part]) -> _Part:
-        """What the system has of this kind beside its own programs."""
+        """The system's part of this kind, beside its own programs."""
         return next(one for one in self._parts if isinstance(one, kind))
 
     @contextlib.contextmanager
@@ -179,19 +179,19 @@ class Act:
 
     @contextlib.contextmanager
     def worker(self, name: str, queue: str, app: str = "tasks.app", **environ: str) -> Iterator[None]:
-        """Another worker, with other settings than the system has, until the block ends."""
+        """Another worker, with settings that differ from the system's, until the block ends."""
         words = ["celery", "-A", app, "worker", "-Q", queue, "-n", f"{name}@%h", "-c", "1"]
         with self.program(name, *words, "--without-gossip", "--without-mingle", environ=environ):
             yield
 
     def clock(self, name: str, seconds: float) -> SteppableClock:
-        """A clock that is off, for a worker."""
+        """A wrong clock, for a worker."""
         if fake_time_library() is None:
             raise NotActedOutError("there is no libfaketime on this machine (Debian: libfaketime)")
         return SteppableClock(self._system.home, name, seconds=seconds)
 
     def snapshot_of_log(self) -> Callable[[], None]:
-        """Copy the files of the log's Redis; the function that is returned starts the server on that copy."""
+        """Copy the files of the log's Redis; the returned function starts the server on that copy."""
         files = self._system.home / "redis-log" / "appendonlydir"
         copy = self._system.home / "appendonlydir-older"
         shutil.copytree(files, copy)
@@ -204,7 +204,7 @@ class Act:
 
         return go_back
 
-    # --- What is seen ---------------------------------------------------------------------------------------------
+    # --- Observations ---------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """`python -m pipeline status --json`."""
@@ -214,7 +214,7 @@ class Act:
         return found
 
     def metric(self, name: str, **labels: str) -> float:
-        """A metric of the whole system, which the control worker shows; NaN if it is absent."""
+        """A metric of the whole system, from the control worker; NaN if it is absent."""
         with urllib.request.urlopen(
             f"http://127.0.0.1:{self.port('CONTROL_METRICS_PORT')}/metrics", timeout=20
         ) as answer:
@@ -231,7 +231,7 @@ class Act:
             return found
 
     def see(self, code: str, words: str = "") -> None:
-        """Wait until status has a reason, and keep its lines."""
+        """Wait until status has a reason, and keep the lines of that reason."""
         began = time.monotonic()
 
         def is_seen() -> bool:
@@ -259,7 +259,7 @@ class Act:
         self.note(f"status shows no {', '.join(codes)} any more after {time.monotonic() - began:.0f} s")
 
     def see_alert(self, name: str, url: str = "") -> None:
-        """Wait until Prometheus has an alert: firing, or pending until its condition has held for long enough."""
+        """Wait until Prometheus has an alert: firing, or pending while its condition has not held for long enough."""
         url = url or self.urls.get("PROMETHEUS_URL", "")
         if not url:
             self.note(f"the alert {name} was not looked for: there is no prometheus on the PATH")
@@ -268,14 +268,14 @@ class Act:
         self.note(f"Prometheus has the alert {name} ({_alert_state(url, name)})")
 
     def see_alert_end(self, name: str, url: str = "") -> None:
-        """Wait until Prometheus no longer has an alert. Not for those that look minutes back."""
+        """Wait until Prometheus no longer has an alert. Not for alerts whose query looks minutes back."""
         url = url or self.urls.get("PROMETHEUS_URL", "")
         if url:
             self._until(lambda: _alert_state(url, name) is None, f"the end of the alert {name}")
             self.note(f"Prometheus has the alert {name} no more")
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for something that is no reason of health."""
+        """Wait for a condition that is no reason of health."""
         self._until(condition, what)
         self.note(what)
 

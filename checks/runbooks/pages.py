@@ -1,4 +1,4 @@
-"""The scenarios of each page of docs/runbooks/, and the system on which they are acted out."""
+"""The scenarios of each page of docs/runbooks/, and the system that they run on."""
 
 from collections.abc import Callable
 from typing import Final
@@ -9,7 +9,7 @@ from checks.runbooks.act import Act
 from checks.runbooks.systems import Kind
 
 SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
-    # First: a control worker that knows the offsets asks PostgreSQL nothing, and shows breaker_open alone.
+    # First: a control worker that knows the offsets does not query PostgreSQL, and shows only breaker_open.
     "database-refused": (parts.database_refused,),
     "breaker-open": (own.breaker_open,),
     "paused": (own.paused_operator, own.paused_poison, own.paused_log_gap),

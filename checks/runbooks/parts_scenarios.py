@@ -20,7 +20,7 @@ from stack.servers import LOOPBACK, ROOT, free_port
 
 _INSPECT: Final = "celery -A tasks.app inspect"
 _DISK_BYTES: Final = 64 << 20
-_FILLED_BYTES: Final = 60 << 20  # more than nine tenths of it
+_FILLED_BYTES: Final = 60 << 20  # over nine tenths of the disk
 _DEAF_APP: Final = "checks.testbed.deaf_app"
 _ALERTMANAGERS: Final = ("alertmanager", "prometheus-alertmanager")
 
@@ -167,7 +167,7 @@ def client_certificates_refused(act: Act) -> None:
 
 
 class _Receiver(BaseHTTPRequestHandler):
-    """Takes what Alertmanager sends."""
+    """Receives Alertmanager's requests."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -176,7 +176,7 @@ class _Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_words: object) -> None:
-        """Nothing on the terminal."""
+        """Print nothing on the terminal."""
 
 
 @contextlib.contextmanager
@@ -246,7 +246,7 @@ def _prometheus_config(place: str) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _alertmanager(act: Act, program: str, folder: Path, port: int, receiver: str) -> Iterator[None]:
-    """A running Alertmanager that sends alerts to a URL; to nobody if that is empty."""
+    """A running Alertmanager that sends alerts to a URL; without a URL, it sends none."""
     hooks = [{"url": receiver}] if receiver else []
     config = {
         "route": {"receiver": "on-call", "group_wait": "1s", "group_interval": "1s"},

@@ -1,4 +1,4 @@
-"""How each condition is made, and the steps of its page that end it."""
+"""The cause of each condition, and the steps of its page that end it."""
 
 import re
 import time
@@ -152,7 +152,7 @@ def behind(act: Act) -> None:
 
 
 def _waiting_after(act: Act, count: int) -> int:
-    """The lag after this many more events were sent."""
+    """Send `count` more events; returns the lag after that."""
     act.send(count)
     return int(act.status()["consumerLag"] or 0)
 
@@ -188,7 +188,7 @@ def log_full(act: Act) -> None:
 
 
 def _health(act: Act) -> str:
-    """The reasons of the ingest process, right after an append: it knows a full log for a moment."""
+    """The reasons of the ingest process, right after an append: it remembers a full log only briefly."""
     act.send(1)
     return "; ".join(act.health()["reasons"])
 
@@ -315,7 +315,7 @@ def redis_memory_near_limit(act: Act) -> None:
 
 
 def _memory_share(act: Act) -> float:
-    """What the alert RedisMemoryNearLimit compares, of the control Redis."""
+    """The control Redis's value that the alert RedisMemoryNearLimit compares."""
     limit = act.metric("sluice_redis_memory_limit_bytes", role="control")
     return act.metric("sluice_redis_memory_bytes", role="control") / limit
 
@@ -348,7 +348,7 @@ def database_connections_high(act: Act) -> None:
 
 
 def _connections_share(act: Act) -> float:
-    """What the alert DatabaseConnectionsHigh compares."""
+    """The value that the alert DatabaseConnectionsHigh compares."""
     return act.metric("sluice_database_connections") / act.metric("sluice_database_connections_limit")
 
 
@@ -464,7 +464,7 @@ def operator_password_wrong(act: Act) -> None:
 
 
 def _refused_as_wrong(said: str) -> int:
-    """The requests with a wrong password, from the lines of the counter."""
+    """The number of requests with a wrong password, from the counter's lines."""
     found = re.search(r'reason="wrong"\}\s+([\d.]+)', said)
     return int(float(found[1])) if found else 0
 

@@ -1,4 +1,4 @@
-"""The systems on which runbooks are acted out. Each has what its conditions need."""
+"""The systems on which runbooks are acted out. Each has the parts that its conditions need."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from stack.servers import KAFKA_LIBS, free_port
 from stack.system import System
 from tasks import signing
 
-# Limits that are reached sooner, so that all of it takes minutes.
+# Lower limits, so that all scenarios take only minutes.
 _SETTINGS: Final = {
     "REFUSED_SECONDS": "10",
     "LAG_DEGRADED": "500",
@@ -29,7 +29,7 @@ _SETTINGS: Final = {
     "RETENTION_SECONDS": "5",
     "PROMETHEUS_SECONDS": "1",
 }
-# Kafka's commands, which the jars have without their scripts.
+# Kafka's commands: the jars have them, but not their scripts.
 _KAFKA_COMMANDS: Final = {
     "kafka-topics.sh": "org.apache.kafka.tools.TopicCommand",
     "kafka-configs.sh": "kafka.admin.ConfigCommand",
@@ -37,7 +37,7 @@ _KAFKA_COMMANDS: Final = {
 
 
 class Kind(StrEnum):
-    """What a system has beside its own programs."""
+    """The kind of a system, by its parts beside its own programs."""
 
     PLAIN = "plain"
     GUARDED = "guarded"  # a password for operators, and signed messages
@@ -55,7 +55,7 @@ class SmallDisk:
 
 @dataclass(frozen=True)
 class ClientFiles:
-    """The authority of clients, and the file of INGEST_TLS_CLIENT_CA."""
+    """The authority for clients' certificates, and the file of INGEST_TLS_CLIENT_CA."""
 
     authority: Clients
     file: Path
@@ -69,7 +69,7 @@ class ClientFiles:
 
 @contextlib.contextmanager
 def running(kind: Kind, folder: Path) -> Iterator[tuple[System, dict[str, str], Sequence[object], dict[str, str]]]:
-    """Start a system in a folder. Yields it with its URLs, its parts, and more variables of an operator's shell.
+    """Start a system in a folder. Yields it, its URLs, its parts, and more variables for an operator's shell.
 
     Raises ServerError.
     """

@@ -1,1 +1,1 @@
-"""What a rate of events takes: processes, cores, sessions, memory and disk, from measured costs (docs/sizing.md)."""
+"""The needs of a rate of events: processes, cores, sessions, memory and disk, from measured costs (docs/sizing.md)."""

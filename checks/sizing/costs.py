@@ -1,4 +1,4 @@
-"""What an event costs, by event log: read from the JSON of `./bench.sh`, or from the figures of this repository."""
+"""The cost of an event, by event log: from the JSON of `./bench.sh`, or from the figures of this repository."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ BATCH_SECONDS: Final = "a batch of 10 rows"
 
 
 class CostsError(Exception):
-    """A file has no costs, or not those of this event log."""
+    """A file has no costs, or none for this event log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class Costs:
 
     log: str
     source: str  # machine, day and commit
-    event_bytes: float  # of an event for which ingest was measured
+    event_bytes: float  # of an event in the measurement of ingest
     single_us: float  # ingest, an event alone in its request
     batch_us: float  # ingest, an event in a body of BATCH_EVENTS
     log_us: float  # the log's server, an event in such a body
-    record_bytes: float  # of a record for which drains were measured
+    record_bytes: float  # of a record in the measurement of drains
     drain_us: float  # a drain, a record
     postgres_us: float  # PostgreSQL, a record
     held_bytes: float  # in the event log, a record
@@ -52,10 +52,10 @@ def of_repository(log: str) -> Costs:
 
 
 def of_bench(paths: Sequence[Path], log: str) -> Costs:
-    """The costs in files of `./bench.sh --json`: of those with this log, the last one that has a figure counts.
+    """The costs in files of `./bench.sh --json`. For each figure, the last file with this log and the figure wins.
 
-    The CPU of PostgreSQL is the highest of all files. Raises CostsError if a figure is in none of them, or a file is
-    none of the benchmark's.
+    The CPU of PostgreSQL is the highest of all files. Raises CostsError if no file has a figure, or if a file is not
+    from the benchmark.
     """
     found: dict[str, float] = {}
     sources: list[str] = []
@@ -70,7 +70,7 @@ def of_bench(paths: Sequence[Path], log: str) -> Costs:
                 sources.append(source_of(document))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CostsError(f"{path} is no JSON of ./bench.sh --json: {error!r}") from error
-    if postgres:  # it does not know the log; the largest table that was tried costs most
+    if postgres:  # independent of the log; the largest table in the tests costs most
         found["postgres_us"] = max(postgres)
     wanted = {field.name for field in dataclasses.fields(Costs)} - {"log", "source"}
     if missing := sorted(wanted - set(found)):
@@ -82,7 +82,7 @@ def of_bench(paths: Sequence[Path], log: str) -> Costs:
 
 
 def source_of(document: Mapping[str, Any]) -> str:
-    """Where a benchmark's figures come from, in words."""
+    """The source of a benchmark's figures, in words."""
     words = [f"{document.get('processor') or document.get('machine', 'an unknown machine')}"]
     words[0] += f", {document.get('cores', '?')} cores"
     words += [str(document["day"])] if document.get("day") else []
@@ -94,9 +94,9 @@ def source_of(document: Mapping[str, Any]) -> str:
 
 
 def _figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The costs that the lines of one benchmark have."""
+    """The costs in the lines of one benchmark."""
     found: dict[str, float] = {}
-    postgres: dict[str, float] = {}  # of M7: a table that was empty
+    postgres: dict[str, float] = {}  # M7 begins with an empty table
     for line in lines:
         mark, figures, value = line["mark"], line.get("figures") or {}, line.get("value")
         for name, key in (("single", "single_us"), ("batch", "batch_us")):
@@ -110,7 +110,7 @@ def _figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             found["drain_us"] = 1e6 * statistics.median(figures["drain_cpu"]) / rows
             postgres["M7"] = 1e6 * statistics.median(figures["postgres_cpu"]) / rows
         if mark == "M8" and "drain_cpu" in figures and "backlog" not in line["what"]:
-            # Each round stores so many rows; the table has more.
+            # Each round stores TRIED_ROWS rows; the table has more.
             postgres["M8"] = 1e6 * statistics.median(figures["postgres_cpu"]) / TRIED_ROWS
         if mark == "M13" and value is not None:
             found |= {key: float(value) for what, key in SIZES.items() if line["what"] == what}
@@ -131,7 +131,7 @@ SIZES: Final = {
 
 
 def save(costs: Costs, path: Path) -> None:
-    """Write the costs for their log into a file as this repository has it."""
+    """Write the costs for their log into a file, in the format of this repository."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     numbers = {
         name: value if isinstance(value, str) else float(f"{value:.4g}")

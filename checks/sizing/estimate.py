@@ -1,9 +1,9 @@
-"""What a rate takes, computed from the costs of an event. Pure.
+"""The needs of a rate, computed from the costs of an event. Pure.
 
     cores     = rate * CPU time of an event * (its bytes / the bytes for which that was measured, at least 1)
     processes = cores / the share of a core that may be used, rounded up
 
-The second factor assumes that all of the cost grows with the bytes: more than it is, since a part is per event.
+The second factor assumes that all of the cost grows with the bytes. This is too high: a part is fixed per event.
 """
 
 import math
@@ -14,20 +14,20 @@ from checks.sizing.costs import BATCH_EVENTS, Costs
 from pipeline.settings import Settings
 from pipeline.sink.sessions import CONTROL_PROCESSES, batch_processes, sessions_needed
 
-# What ingest adds to an event: the time of its arrival, the request's id, and an event's id where the client sent none.
+# Ingest adds these bytes to an event: its arrival time, the request's id, and an event id if the client sent none.
 ADDED_BYTES: Final = 103
 PARTITIONS_MAX: Final = 256
 INGEST_PROCESSES_MIN: Final = 2  # one may be restarted
 DAY_SECONDS: Final = 86_400
-# Of the control Redis, a second, for workers, Beat and Flower while nothing happens: `python -m checks.idle` counted
-# 201 with one ingest process (4 partitions, 2026-11-27), less the 70 of that process (measured.json).
+# Commands a second on the control Redis from idle workers, Beat and Flower: `python -m checks.idle` counted 201 with
+# one ingest process (4 partitions, 2026-11-27), less the 70 of that process (measured.json).
 IDLE_COMMANDS: Final = 131
 _SETTINGS: Final = Settings()
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What is asked."""
+    """The input of an estimate."""
 
     rate: float  # events/s
     size: int  # bytes of an event as a client sends it
@@ -35,21 +35,21 @@ class Given:
     copies: int = 1  # of the event log
     outage_minutes: float = 30.0
     busy: float = 0.5  # share of a core that may be used
-    postgres_cores: int = 8  # that one PostgreSQL can use for storing
+    postgres_cores: int = 8  # one PostgreSQL can use these for storing
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What it takes: `systems` systems beside each other, with the other figures for each of them."""
+    """The result: the number of parallel systems (`systems`), and the other figures for each of them."""
 
     systems: int  # each with an event log, a control Redis and a PostgreSQL of its own
-    limited_by: str  # what more than one system is needed for; "" with one
+    limited_by: str  # the part that needs more than one system; "" with one
     rate: float  # events/s of each
     ingest_cores: float
     ingest_processes: int
     network_bytes: float  # a second, into ingest
     log_cores: float  # of its servers, all copies
-    log_bytes: float  # that are held after the outage, all copies
+    log_bytes: float  # held after the outage, all copies
     partitions: int  # LOG_PARTITIONS
     drains: int  # that run at once
     drains_max: int  # DRAINS_MAX
@@ -63,13 +63,13 @@ class Estimate:
 
 
 def ingest_us(costs: Costs, body: int) -> float:
-    """CPU time of ingest for an event, in bodies of so many: a part for each event, and a part for each request."""
+    """CPU time of ingest for an event, in requests of `body` events: a part per event, and a part per request."""
     request = (costs.single_us - costs.batch_us) * BATCH_EVENTS / (BATCH_EVENTS - 1)
     return max(0.0, costs.single_us - request) + max(0.0, request) / body
 
 
 def estimate(given: Given, costs: Costs) -> Estimate:
-    """What the given rate takes."""
+    """The needs of the given rate."""
     record = given.size + ADDED_BYTES
     stored_factor = max(1.0, record / costs.record_bytes)
     sent_factor = max(1.0, given.size / costs.event_bytes)
@@ -108,7 +108,7 @@ def estimate(given: Given, costs: Costs) -> Estimate:
 
 
 def _systems(given: Given, costs: Costs, postgres_us: float, log_us: float) -> tuple[int, str]:
-    """How many systems, and what needs them: one PostgreSQL has so many cores, and one Redis has one."""
+    """The number of systems, and the part that needs them: PostgreSQL has `postgres_cores` cores, a Redis has one."""
     of_postgres = math.ceil(given.rate * postgres_us / 1e6 / given.busy / given.postgres_cores)
     of_log = math.ceil(given.rate * log_us / 1e6 / given.busy) if costs.log == "redis" else 1
     systems = max(1, of_postgres, of_log)
@@ -116,13 +116,13 @@ def _systems(given: Given, costs: Costs, postgres_us: float, log_us: float) -> t
 
 
 def _bytes(measured: float, record: float, costs: Costs) -> float:
-    """Bytes of a record where `measured` is what one of `record_bytes` takes: the rest is the same for each."""
+    """Bytes for a record. One of `record_bytes` takes `measured`; the overhead is the same for each."""
     return max(record, measured + record - costs.record_bytes)
 
 
 def _commands(costs: Costs, processes: int, drains: int, rate: float, busy: float) -> float:
-    """Commands a second of the control Redis, with the smallest batches for which drains have time."""
+    """Commands a second on the control Redis, with the smallest batches that the drains have time for."""
     batches = min(rate / drains, max(0.0, 1 - busy) / costs.batch_seconds) * drains
-    leases = 1 / _SETTINGS.lease_seconds  # of all processes: each is for so many seconds of the whole rate
+    leases = 1 / _SETTINGS.lease_seconds  # of all processes: each covers lease_seconds of the whole rate
     of_events = leases * costs.lease_commands + batches * costs.batch_commands
     return IDLE_COMMANDS + processes * costs.ingest_commands + of_events

@@ -13,7 +13,7 @@ _COMMAND: Final = "python -m checks.sizing --write docs/sizing.md"
 
 
 def number(value: float) -> str:
-    """Two digits that mean something, or a whole number."""
+    """Two significant digits, or a whole number."""
     if value >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.0f}" if value == int(value) else f"{value:.2g}"
@@ -70,7 +70,7 @@ def rates_table(given: Given, costs: Costs, rates: Sequence[float] = PAGE_RATES)
 
 
 def costs_table(all_costs: Sequence[Costs]) -> str:
-    """A Markdown table of what was measured."""
+    """A Markdown table of the measured costs."""
     rows: list[tuple[str, Callable[[Costs], str]]] = [
         ("ingest, µs of CPU: an event alone in its request", lambda one: number(one.single_us)),
         (f"… an event in a body of {BATCH_EVENTS}", lambda one: number(one.batch_us)),
@@ -91,7 +91,7 @@ def costs_table(all_costs: Sequence[Costs]) -> str:
 
 
 def bodies_table(costs: Costs, bodies: Sequence[int] = (1, 10, 100, 1000)) -> str:
-    """A Markdown table of what an event costs ingest, by the events in its request."""
+    """A Markdown table of ingest's cost for an event, by the number of events in its request."""
     rows = [["events in a request", *map(str, bodies)], ["---", *["---:"] * len(bodies)]]
     rows.append(["µs of CPU for an event", *(number(ingest_us(costs, body)) for body in bodies)])
     rows.append(["events/s that one core takes", *(number(1e6 / ingest_us(costs, body)) for body in bodies)])
@@ -99,7 +99,7 @@ def bodies_table(costs: Costs, bodies: Sequence[int] = (1, 10, 100, 1000)) -> st
 
 
 def with_tables(page: str, redis: Costs, kafka: Costs) -> str:
-    """The page with its tables as they are now. Raises ValueError if it has no place for one."""
+    """The page with its tables updated. Raises ValueError if it has no place for one."""
     given = Given(rate=0, size=300)
     tables = {
         "costs": costs_table([redis, kafka]),
