@@ -16,11 +16,11 @@ from checks.soak.history import Outcome, Request
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A time (epoch s) in which the control server was away, silent or emptied for some process.
+    """A time (epoch s) in which the control server was unavailable, silent or emptied for some process.
 
-    Ingest goes on by the last rate that it knew, with a bucket of its own: the rate before may hold on, and the bucket
-    may be full when it is back. So each outage brings two bursts at most, one at each end. At each end, the bucket of
-    each process may owe a body.
+    Ingest continues at the last rate that it knew, with its own bucket. So the earlier rate may stay in force, and the
+    control server's bucket may be full when it returns. Each outage causes at most two bursts, one at each end. At each
+    end, the bucket of each process may owe a body.
     """
 
     start: float
@@ -30,15 +30,15 @@ class Outage:
 class RateIntegral:
     """Events that the published rates admit up to a time, as an upper bound.
 
-    Between two samples the higher one may have held, and a lower rate needs `late_seconds` to reach everybody. In an
-    outage nobody may have heard of a change until it was over. Bursts after outages are steps.
+    Between two samples, the higher rate may have been in force. A lower rate needs `late_seconds` to reach all
+    processes. In an outage, a change may reach no process until the outage ends. Bursts after outages are steps.
     """
 
     def __init__(self, rates: Sequence[RateSample], outages: Sequence[Outage], rules: AdmissionRules) -> None:
         known = [(sample.at, sample.rate) for sample in rates if sample.rate is not None]
         self.rate_max = max([rules.rate_min, *(rate for _, rate in known)])
         ends = [self._in_force_until(index, known, outages, rules) for index in range(len(known))]
-        # A rate may have held from the sample before it on.
+        # A rate may have been in force since the previous sample.
         starts = [known[index - 1][0] if index else float("-inf") for index in range(len(known))]
         edges = sorted({edge for edge in (*starts, *ends) if edge not in (float("-inf"), float("inf"))})
         self._edges = edges
@@ -73,7 +73,7 @@ class RateIntegral:
         return highest
 
     def __call__(self, at: float, *, is_end: bool) -> float:
-        """The integral up to `at`; a step at `at` itself belongs to a window that ends or begins there."""
+        """The integral up to `at`. A step at `at` itself counts in a window that ends or begins there."""
         if not self._edges:
             area = at * self.rate_max
         else:
@@ -89,18 +89,18 @@ class RateIntegral:
 def over_admission(
     requests: Sequence[Request], rates: Sequence[RateSample], outages: Sequence[Outage], rules: AdmissionRules
 ) -> str | None:
-    """The worst window in words, where more was admitted than allowed; None where none was.
+    """The worst window with more admissions than allowed, as text; None if there is none.
 
-    For a window from a to b: (202s answered by b) - (202s sent before a) ≤ R(b) - R(a) + burst + body + leases, R being
-    the integral of the rate. The bucket may owe one body at b. The greatest left side over all a is kept while b moves,
-    so that n requests take n·log n.
+    For a window from a to b: (202s answered by b) - (202s sent before a) ≤ R(b) - R(a) + burst + body + leases. R is
+    the integral of the rate. The bucket may owe one body at b. The scan moves b and keeps the greatest left side over
+    all a, so n requests take n·log n.
     """
     acked = [one for one in requests if one.outcome is Outcome.ACKED and one.answered_at is not None]
     if not acked:
         return None
     integral = RateIntegral(rates, outages, rules)
     allowed = integral.rate_max * rules.burst_seconds + rules.body_events + rules.lease_events
-    # At a time, what begins a window comes first: a request sent and answered at once is in it.
+    # At equal times, starts come before ends, so a window contains a request that was sent and answered at once.
     moments = sorted(
         [(one.sent_at, 0, one.events) for one in acked]
         + [(float(one.answered_at or 0), 1, one.events) for one in acked]

@@ -9,21 +9,21 @@ from checks.soak.windows import Part, Windows
 
 _STATUSES = frozenset({"202", "429", "503 unavailable", "503 indeterminate"})
 _RETRIES = frozenset({"429", "503 unavailable", "503 indeterminate"})
-# From a log's death on until an append that was under way has failed.
+# From the death of a log until a running append has failed.
 FAILED_SECONDS = 0.7
-# A machine that is busy with others stands still for a moment: all requests of that moment time out, however many
-# there are. So the time is bounded in which requests timed out without a fault, and not their number.
+# A busy machine may pause for a moment, and all requests of that moment time out, however many there are. So the limit
+# is on the time in which requests timed out without a fault, not on their number.
 SLOW_SHARE_MAX = 0.01  # of the time of all requests
-SLOW_SPELLS_MAX = 8.0  # times the limit of an append: a cold Kafka beside other starts takes some of them
+SLOW_SPELLS_MAX = 8.0  # times the limit of an append: a cold Kafka needs some of them while other servers start
 _SLOW = "appends that timed out without a fault of the log"
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRules:
-    """What bounds answers."""
+    """The limits for answers."""
 
     append_seconds_max: float  # after which ingest does not know what became of an append
-    retry_seconds_max: int  # the longest time to come back that a policy of the run gives
+    retry_seconds_max: int  # the longest Retry-After that a policy of the run gives
     log_after_seconds: float  # for how long after a repair appends may still fail
     dead_log_takes_nothing: bool  # no client library keeps an append for later
 
@@ -60,7 +60,7 @@ def check_answers(requests: Sequence[Request], windows: Windows, rules: AnswerRu
 
 
 def _seconds_of(requests: Sequence[Request]) -> float:
-    """For how long at least one of these requests was under way."""
+    """The total time in which at least one of these requests was running."""
     seconds, until = 0.0, float("-inf")
     for start, end in sorted((one.sent_at, one.answered_at or one.sent_at) for one in requests):
         seconds += max(0.0, end - max(start, until))
@@ -73,7 +73,7 @@ def _fits(retry_after: str | None, seconds_max: int) -> bool:
 
 
 def _wrong_of_indeterminate(one: Request, windows: Windows, rules: AnswerRules) -> str | None:
-    """`indeterminate` means that an append was under way, and only a fault, or time, keeps its end from being known."""
+    """`indeterminate` is right if an append was running and a fault or a time-out hid its outcome."""
     answered_at = one.answered_at or one.sent_at
     if rules.dead_log_takes_nothing and windows.was_dead(
         Part.LOG, one.sent_at, answered_at, since_seconds=FAILED_SECONDS

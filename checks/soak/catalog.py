@@ -64,7 +64,7 @@ _SERVERS = {
     "log": lambda rig: rig.log,
     "postgres": lambda rig: rig.postgres,
 }
-_HASTE = 0.15  # share of faults after which the next one does not wait for the system to be well
+_HASTE = 0.15  # share of faults after which the next one does not wait until the system is well
 
 
 def _all() -> dict[str, Make]:
@@ -134,7 +134,7 @@ def _all() -> dict[str, Make]:
     return made
 
 
-# Whose clocks are stepped together. The host's are those of all that runs on it, as when a machine wakes up.
+# Programs whose clocks are stepped together. A host's step affects all programs on it, as when a machine wakes up.
 _CLOCKS: dict[str, Clocks] = {
     "ingest": lambda rig, pick: [rig.clocks[pick.choice(rig.ingests).name]],
     "worker": lambda rig, _: [rig.clocks[rig.batches.name]],
@@ -154,22 +154,22 @@ def _together(
 
 
 FAULTS = _all()
-# What only a log on one of them has.
+# Faults that only one kind of log has.
 _ONLY = {
     "redis": frozenset({"log.full", "log.tail-lost", "log.step", "log.back", "both-redis.back"}),
     "kafka": frozenset({"log.partition-added"}),
 }
 
 
-POOLED = "pooler.kill"  # the fault of runs with a pooler alone
-# What only servers with copies have, by log.
+POOLED = "pooler.kill"  # only runs with a pooler have this fault
+# Faults that only servers with copies have, by log.
 _STANDBY = frozenset({"postgres.failover", "postgres-standby.kill", "postgres-standby.freeze"})
 _REPLICATED = {
     "redis": frozenset({"log.failover", "log-replica.kill", "log-replica.freeze"}) | _STANDBY,
     "kafka": frozenset({"broker.kill", "broker.freeze"}) | _STANDBY,
 }
-# What would take the newest events from all copies at once (a log that goes back leads its replica there), and what a
-# pair on one machine does not have.
+# Faults that would remove the newest events from all copies at once (a replica follows a log that goes back), and
+# faults that a pair on one machine does not have.
 _SINGLE = frozenset({"log.tail-lost", "log.back", "both-redis.back", "postgres.disk-full", POOLED})
 
 
@@ -183,12 +183,12 @@ def possible_names(log: str, *, replicated: bool = False) -> list[str]:
 
 
 def pools(seed: int) -> bool:
-    """Whether programs of a run with this seed reach PostgreSQL through a pooler: every second pair of seeds does."""
+    """Whether programs reach PostgreSQL through a pooler for this seed: true for every second pair of seeds."""
     return seed % 4 >= 2
 
 
 def needs_of(names: Iterable[str]) -> frozenset[Need]:
-    """What these faults need of the rig."""
+    """The needs of these faults."""
     needs = set()
     for name in names:
         if name.endswith(".step"):
@@ -202,7 +202,7 @@ def needs_of(names: Iterable[str]) -> frozenset[Need]:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One fault of a schedule: after a gap, for some time, from a seed of its own."""
+    """One fault of a schedule, with its gap before it, its duration and its own seed."""
 
     name: str
     gap_seconds: float
@@ -220,7 +220,7 @@ class Planned:
 def schedule(
     log: str, count: int, seed: int, names: list[str] | None = None, *, replicated: bool = False
 ) -> list[Planned]:
-    """`count` faults in an order that follows from the seed: each once, then each once again in another order, …"""
+    """`count` faults in an order from the seed: each fault once, then each once more in another order, and so on."""
     pick = random.Random(f"{seed} {log}")
     plan: list[Planned] = []
     deck: list[str] = []
@@ -231,7 +231,7 @@ def schedule(
             if names is None:
                 pick.shuffle(deck)
             else:
-                deck.reverse()  # in the order in which they were asked for
+                deck.reverse()  # in the requested order
         name = deck.pop()
         plan.append(Planned(name, pick.uniform(0.2, 1.0), pick.random(), pick.random() < _HASTE, pick.getrandbits(32)))
     return plan

@@ -1,6 +1,6 @@
 """Decides, from the recorded history and what was found at the end, whether the promises were kept.
 
-Pure: nothing is asked of any server, so that it is tested on histories made up for it (test_checker.py).
+It is pure and queries no server, so tests can use made-up histories (test_checker.py).
 """
 
 from collections import Counter, defaultdict
@@ -32,7 +32,7 @@ class Disturbed:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What bounds a run, from its settings."""
+    """The limits of a run, from its settings."""
 
     admission: AdmissionRules
     answers: AnswerRules
@@ -49,7 +49,7 @@ def check(
     seen: Seen,
     disturbed: Disturbed,
 ) -> list[str]:
-    """The violations in words; none where every promise was kept."""
+    """The violations as text; empty if every promise was kept."""
     windows = disturbed.windows
     violations = [
         *_check_events(history, found),
@@ -79,7 +79,7 @@ def check(
 
 
 def lost_by_the_machine(history: History, found: Found) -> int:
-    """How many acknowledged events are nowhere, since the machine has lost the log's tail with them."""
+    """How many acknowledged events are missing because the machine lost the tail of the log that held them."""
     kept = {one.key for one in (*found.rows, *found.letters, *found.log)}
     return sum(
         sent.outcome is Outcome.ACKED and key not in kept
@@ -89,7 +89,7 @@ def lost_by_the_machine(history: History, found: Found) -> int:
 
 
 def _check_events(history: History, found: Found) -> list[str]:
-    """Each event against what is stored of it."""
+    """Compare each event with its stored copies."""
     rows = Counter(row.key for row in found.rows)
     letters = Counter(letter.key for letter in found.letters)
     in_log = Counter(record.key for record in found.log)
@@ -121,7 +121,7 @@ def _check_events(history: History, found: Found) -> list[str]:
 
 
 def _check_strangers(history: History, found: Found) -> list[str]:
-    """What is stored against what was sent."""
+    """Compare the stored events with the sent events."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     for where, some in (("stored", found.rows), ("dead letters", found.letters), ("in the log", found.log)):
         for one in some:
@@ -136,14 +136,14 @@ def _check_strangers(history: History, found: Found) -> list[str]:
 
 
 def _check_log(history: History, found: Found) -> list[str]:
-    """The log against what was sent and what the machine has lost of it."""
+    """Compare the log with the sent events and with the records that the machine lost."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     lost_places = {record.place for record in found.lost}
     for hole in found.holes:
         name = f"{hole.partition}:{hole.first}-{hole.end - 1}"
         if not hole.declared:
             bad["a hole that the log does not declare"].append(name)
-        # A hole that the log declares must be what was lost: offsets beyond it would have been skipped for nothing.
+        # A hole that the log declares must match the lost records. It may not skip other offsets.
         elif any(Place(hole.partition, offset) not in lost_places for offset in range(hole.first, hole.end)):
             bad["a declared hole over offsets that no fault has lost"].append(name)
     return _worded("holes", bad)
@@ -152,7 +152,7 @@ def _check_log(history: History, found: Found) -> list[str]:
 def _check_offsets(history: History, found: Found) -> list[str]:
     """Every offset below the stored one is a row, a dead letter, or a record whose event is stored elsewhere.
 
-    Of what was trimmed, the record is gone: such offsets may be as many as events were sent more than once.
+    Trimmed records are gone. So the trimmed offsets without a row may be at most as many as the repeated sends.
     """
     bad: defaultdict[str, list[str]] = defaultdict(list)
     others = {log_id for log_id, _ in found.stored_offsets} - {found.log_id}
@@ -165,7 +165,7 @@ def _check_offsets(history: History, found: Found) -> list[str]:
     holes = {
         Place(hole.partition, offset) for hole in found.holes if hole.declared for offset in range(hole.first, hole.end)
     }
-    trimmed = 0  # offsets of which nothing is left
+    trimmed = 0  # trimmed offsets without a row, a dead letter or a lost record
     for (log_id, partition), next_offset in found.stored_offsets.items():
         if log_id != found.log_id:
             continue
@@ -192,7 +192,7 @@ def _check_offsets(history: History, found: Found) -> list[str]:
 def _wrong_at(
     stored: Stored | None, record: Stored | None, lost: Stored | None, stored_ids: Set[str], *, is_hole: bool
 ) -> str | None:
-    """What is wrong at an offset below the stored one, of which this is stored, in the log, and lost by it."""
+    """The error at an offset below the stored offset; the arguments are its stored, logged and lost records."""
     if stored is None:
         if record is None:
             is_explained = is_hole or lost is not None
@@ -207,7 +207,7 @@ def _wrong_at(
 
 
 def _by_place(stored: Iterable[Stored], bad: defaultdict[str, list[str]]) -> dict[Place, Stored]:
-    """Rows and dead letters by where they came from."""
+    """Rows and dead letters by their place in the log."""
     at: dict[Place, Stored] = {}
     for one in stored:
         if one.place in at:

@@ -29,7 +29,7 @@ SURGE_PERIOD_SECONDS = 8.0
 SURGE_SECONDS = 1.5
 SURGE_FACTOR = 3.0
 HURRY_FACTOR = 3.0
-REPEATS_MAX = 200  # bodies that wait to be sent again; beyond it they are not
+REPEATS_MAX = 200  # bodies that wait to be sent again; others are not sent again
 NAMED_SHARE = 0.75  # of requests that give an X-Request-ID
 
 Body = tuple[list[dict[str, Any]], list[EventNote]]
@@ -68,7 +68,7 @@ class Client:
         with self._lock:
             print(json.dumps(self._events), flush=True)
 
-    # --- what is sent ------------------------------------------------------------------------------
+    # --- content of requests -----------------------------------------------------------------------
 
     def _make(self, size: int) -> Body:
         """New events with their notes. Under the lock."""
@@ -92,9 +92,7 @@ class Client:
         return events, notes
 
     def _next(self) -> tuple[float, int, Body, int] | None:
-        """When to send what, under which number, and how many of its events are new; None where nothing is to be sent
-        any more.
-        """
+        """The next request: due time, number, body and count of new events; None if nothing is left to send."""
         with self._lock:
             if self.stopping.is_set():
                 return None
@@ -121,7 +119,7 @@ class Client:
                 due = time.monotonic() + self._random.uniform(0.2, 4.0)
                 heapq.heappush(self._repeats, (due, request, body))
 
-    # --- how it is sent ------------------------------------------------------------------------------
+    # --- sending -------------------------------------------------------------------------------------
 
     def _send_all(self, index: int) -> None:
         connection: http.client.HTTPConnection | None = None
@@ -150,7 +148,7 @@ class Client:
         data: bytes | list[bytes],
         headers: dict[str, str],
     ) -> tuple[str, Told, http.client.HTTPConnection | None]:
-        """The status, what else was told, and the connection where it can be used again."""
+        """The status, the other parts of the answer, and the connection if it can be used again."""
         try:
             if connection is None:
                 port = self._ports[index % len(self._ports)]

@@ -7,11 +7,11 @@ from checks.soak.found import Found, Stored
 from checks.soak.history import History, Request
 from checks.soak.windows import ClockSpan, Refusal
 
-ARRIVAL_SECONDS_MAX = 1.0  # beside the times of the request: both read one clock, but a busy machine waits between
-# A client that waits no longer does not end its request: ingest may take it up later, on a machine that is busy.
+ARRIVAL_SECONDS_MAX = 1.0  # before or after the request: both read one clock, but a busy machine adds delays
+# A client's time-out does not end its request. On a busy machine, ingest may start it later.
 GIVEN_UP_SECONDS = 10.0
 NOTICE_SECONDS = 1.0  # a trigger works from its commit on; the harness notes the time before and after that
-# A row that was refused is one of a batch, whose transaction may end so long afterwards.
+# A refused row belongs to a batch. The transaction of the batch may end this long after the refusal.
 BATCH_SECONDS = 15.0
 
 
@@ -21,7 +21,7 @@ def check_columns(history: History, found: Found, clocks: Sequence[ClockSpan]) -
     for one in (*found.rows, *found.letters, *found.log):
         sent = history.events.get(one.key)
         if sent is None:
-            continue  # said elsewhere
+            continue  # reported elsewhere
         if found.partition_counts and one.hash is not None:
             wanted = {one.hash % count for count in found.partition_counts}
             if one.place.partition not in wanted:
@@ -37,9 +37,9 @@ def check_columns(history: History, found: Found, clocks: Sequence[ClockSpan]) -
 
 
 def _could_arrive(one: Stored, request: Request, clocks: Sequence[ClockSpan]) -> bool:
-    """Whether ingest could have given this time: the right one, or one of a clock that was shifted then."""
+    """Whether ingest could have recorded this time, with the right clock or with one that was shifted then."""
     start = request.sent_at - ARRIVAL_SECONDS_MAX
-    # A client that was killed noted no answer: ingest had the request within moments, or never.
+    # A killed client noted no answer. Ingest got its request within moments, or never.
     end = (request.answered_at or request.sent_at + 5.0) + ARRIVAL_SECONDS_MAX
     if request.status.startswith("no answer"):
         end += GIVEN_UP_SECONDS
@@ -48,7 +48,7 @@ def _could_arrive(one: Stored, request: Request, clocks: Sequence[ClockSpan]) ->
 
 
 def check_letters(found: Found, refusals: Sequence[Refusal]) -> dict[str, list[str]]:
-    """Dead letters that the schedule does not explain: where PostgreSQL refused no such row then."""
+    """Dead letters that the schedule does not explain, because PostgreSQL refused no such row then."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     for one in found.letters:
         if not any(_explains(refusal, one) for refusal in refusals):

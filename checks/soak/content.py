@@ -9,7 +9,7 @@ MESSAGE_BYTES_MAX: Final = 64 * 1024
 ATTRIBUTES_BYTES_MAX: Final = 8 * 1024
 TIMESTAMP_MS_MIN: Final = 100_000_000_000
 TIMESTAMP_MS_MAX: Final = 253_402_300_799_999
-# Shares of events; the longest ones are rare, or a body would be above the limit of bytes.
+# Shares of events. The longest events are rare, because a body has a limit of bytes.
 _LONG_SHARE: Final = 1 / 400
 _WIDE_SHARE: Final = 1 / 20
 _LONG_IN_BODY_MAX: Final = 4
@@ -23,13 +23,14 @@ _SPELLINGS: Final = tuple(_SEVERITIES)
 _ODD_SPELLING: Final = "fAtAl"  # sends the whole body the slow path through ingest
 _SEVERITIES[_ODD_SPELLING] = "FATAL"
 _ODD_SHARE: Final = 1 / 40  # of bodies; these cost ingest more than the others
-# What has broken others: line ends that are none in NDJSON, quotes, separators of COPY, right-to-left, joiners.
+# Text that broke other systems: line ends that NDJSON does not treat as such, quotes, COPY separators, right-to-left,
+# joiners.
 _HARD: Final = "\t\r\n\\\"'{}\u0001\u007f\u0085\u2028\u2029\u200d\u202e\ufeff\ufffd,;|\\N\\."
 _SURROGATES: Final = range(0xD800, 0xE000)
 
 
 def severity_of(given: str) -> str:
-    """The severity under which a spelling is stored."""
+    """The stored severity for a spelling."""
     return _SEVERITIES[given]
 
 
@@ -50,7 +51,7 @@ class Content:
     def __init__(self, pick: random.Random) -> None:
         self._pick = pick
         self._wide = any_text(pick, _WIDE_CHARS)  # made once: events take pieces of it
-        self._names = [self._text(12) for _ in range(5)]  # in correlation ids and sources, which come again
+        self._names = [self._text(12) for _ in range(5)]  # in correlation ids and sources, which repeat
 
     def _text(self, chars: int) -> str:
         at = self._pick.randrange(_WIDE_CHARS - chars)
@@ -106,7 +107,7 @@ class Content:
                 return 1_600_000_000_000 + number % 100_000_000_000
 
     def _attributes(self, number: int, *, is_wide: bool) -> dict[str, Any] | None:
-        """None, none at all, a few, or as many as are allowed; values of every type, at their limits too."""
+        """None, an empty object, a few attributes, or the maximum; values of every type, some at their limits."""
         match number % 10:
             case 0 | 1:
                 return None
@@ -153,7 +154,7 @@ def encoded(events: list[dict[str, Any]], number: int) -> tuple[bytes, dict[str,
 
 
 def pieces(data: bytes, number: int) -> list[bytes] | None:
-    """The chunks of a body that is sent with Transfer-Encoding: chunked; None where it is sent with its length."""
+    """The chunks of a body if it is sent with Transfer-Encoding: chunked; None if it is sent with its length."""
     if number % 5:
         return None
     size = max(1, len(data) // 3)

@@ -1,6 +1,6 @@
 """Checks the control loop: rates, lag, pauses, health, and that every partition makes progress.
 
-The policy is written down here once more: a mutant of the system's own must not change its judge.
+The policy is repeated here, so that a mutant of the system's policy does not change its judge.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,14 +13,14 @@ from checks.soak.seen import ControlSample, HealthSample, LagSample, Seen
 from checks.soak.windows import EVERYTHING, Part, Windows
 
 STAND_SECONDS_MAX = 10.0  # outside a fault
-BOOT_SECONDS = 10.0  # more, where a worker had to be started again
-PAUSE_SECONDS = 2.5  # from a pause on until a batch that was under way is stored
-HEARD_SECONDS = 3.0  # until ingest has heard what the control store says
-SILENT_SECONDS = 3.0  # without a publication: from then on health may tell the log's own lag
-BLIND_SECONDS = 0.5  # between two samples: what began and ended meanwhile, the watcher has not seen
+BOOT_SECONDS = 10.0  # added if a worker had to restart
+PAUSE_SECONDS = 2.5  # from a pause until a running batch is stored
+HEARD_SECONDS = 3.0  # until a change of the control store reaches ingest
+SILENT_SECONDS = 3.0  # without a publication: from then on, health may report the log's own lag
+BLIND_SECONDS = 0.5  # between two samples: the watcher misses a change that began and ended between them
 RATE_TOLERANCE = 0.01
-_LAST_SECONDS = 10.0  # after a repair, in which what it disturbed may show
-_PERIOD_SECONDS_MAX = 2.0  # between two samples: what lies further apart is no series
+_LAST_SECONDS = 10.0  # after a repair: the effects of its fault may still show
+_PERIOD_SECONDS_MAX = 2.0  # between two samples: a longer gap breaks the series
 _CONTROL_SAMPLES_MIN = 5
 
 
@@ -32,7 +32,7 @@ class PolicyRules:
     rate_min: float
     lag_degraded: int
     lag_critical: int
-    # How far a published lag may be beside every sample around it: what comes and is stored between two of them.
+    # How far a published lag may be from every sample around it: events arrive and are stored between two samples.
     lag_tolerance: int
 
     def rate(self, lag: int) -> float:
@@ -42,7 +42,7 @@ class PolicyRules:
 
 
 def check_control(seen: Seen, rows: Iterable[Stored], windows: Windows, rules: PolicyRules) -> dict[str, list[str]]:
-    """Moments by what is wrong with them."""
+    """Wrong moments by kind of error."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     _check_rates(seen.control, windows, rules, bad)
     _check_lags(seen, windows, rules, bad)
@@ -57,7 +57,7 @@ def check_control(seen: Seen, rows: Iterable[Stored], windows: Windows, rules: P
 def _check_rates(
     samples: Sequence[ControlSample], windows: Windows, rules: PolicyRules, bad: defaultdict[str, list[str]]
 ) -> None:
-    """The published rate is what the policy gives for the lag that was published with it."""
+    """The published rate matches the policy's rate for the lag that was published with it."""
     last: ControlSample | None = None
     for one in samples:
         if one.rate is None or one.base_rate is None:
@@ -67,12 +67,12 @@ def _check_rates(
         is_floor = abs(one.base_rate - rules.rate_min) <= RATE_TOLERANCE
         words = f"{one.base_rate:.1f} events/s with lag {one.lag} at {one.at:.3f}"
         if one.lag is None:
-            # It may hold and fall, and begins at the floor.
+            # The rate starts at the floor. It may stay or fall.
             highest = rules.rate_min if last is None else max(last.base_rate or 0.0, rules.rate_min)
             if one.base_rate > highest + RATE_TOLERANCE:
                 bad["where the rate rose though the lag was not known"].append(words)
         elif abs(one.base_rate - rules.rate(one.lag)) > RATE_TOLERANCE and not (
-            # After a flush, with PostgreSQL away, nobody knows whether the breaker is open.
+            # After a flush, while PostgreSQL is unavailable, the breaker's state is unknown.
             is_floor and windows.touching((Part.DATABASE, Part.CONTROL), one.at, one.at, after_seconds=_LAST_SECONDS)
         ):
             bad["where the published rate was not what the policy gives for its lag"].append(words)
@@ -84,23 +84,23 @@ def _check_rates(
 
 
 def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdict[str, list[str]]) -> None:
-    """The published lag is near what the log and PostgreSQL said at the time."""
+    """The published lag is near the lag that the log and PostgreSQL showed at that time."""
     times = [one.at for one in seen.lags]
     last_version, last_published, looked_at = None, None, None
     for one in seen.control:
         since, looked_at = one.at if looked_at is None else looked_at, one.at
-        # A change of the breaker has a version of its own, with the lag that was published before it.
+        # A change of the breaker has its own version and repeats the lag that was published before it.
         if one.published_at == last_published:
             continue
         last_published = one.published_at
-        # A control server that came back older publishes an earlier lag once more, until the next tick.
+        # A control server that came back with older data shows an earlier lag until the next tick.
         is_earlier = last_version is not None and one.version < last_version
         last_version = one.version
         if is_earlier and windows.touching((Part.CONTROL,), one.at, one.at, after_seconds=_LAST_SECONDS):
             continue
-        # It may have been published at any time since the sample before; there are none while the server is away.
+        # It may have been published at any time since the previous sample. An unavailable server gives no samples.
         around = seen.lags[bisect_left(times, since - 2.5) : bisect_right(times, one.at + 1.0)]
-        # Some before and some after, without a pause of the machine between.
+        # This needs samples before and after it, without a pause of the machine between them.
         if one.lag is None or len(around) < 4 or around[-1].at < one.at:
             continue
         if windows.touching((Part.LOG,), one.at - 3, one.at + 1, after_seconds=_LAST_SECONDS):
@@ -109,7 +109,7 @@ def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdi
         words = f"{one.lag} at {one.at:.3f}, where it was {low} to {high}"
         if one.lag < low - rules.lag_tolerance:
             bad["where the published lag was too low"].append(words)
-        # The log is told later than PostgreSQL how far it is stored, and counts alone where PostgreSQL is away.
+        # The log gets the stored offset later than PostgreSQL. It counts alone while PostgreSQL is unavailable.
         elif one.lag > high + rules.lag_tolerance and not windows.touching(
             (Part.DATABASE,), one.at - 3, one.at + 1, after_seconds=_LAST_SECONDS
         ):
@@ -117,7 +117,7 @@ def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdi
 
 
 def _check_trims(samples: Sequence[LagSample], bad: defaultdict[str, list[str]]) -> None:
-    """The log never begins behind what is stored."""
+    """The log never begins after the stored offset."""
     for sample in samples:
         bad_ones = [
             f"{partition}: begins at {one.begin}, stored up to {one.stored} at {sample.at:.3f}"
@@ -129,9 +129,9 @@ def _check_trims(samples: Sequence[LagSample], bad: defaultdict[str, list[str]])
 
 
 def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdict[str, list[str]]) -> None:
-    """What health says of breaker, pauses, lag and rate was so in the last seconds.
+    """Health reports values of breaker, pauses, lag and rate that were true in the last seconds.
 
-    Two wrong answers in a row count: one may come of a process that was not run for a moment.
+    Only two wrong answers in a row count: the machine may have paused a process for a moment.
     """
     times = [one.at for one in seen.control]
     silent = _silences(seen.control)
@@ -142,7 +142,7 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
             wrong |= _wrong_alone(one, windows)
             if not windows.touching((Part.CONTROL,), one.at - HEARD_SECONDS, one.at, after_seconds=HEARD_SECONDS):
                 first, end = bisect_left(times, one.at - HEARD_SECONDS), bisect_right(times, one.at)
-                # With the next sample: what began between two samples is health's to tell already.
+                # The next sample counts too: health may already report a change that began between two samples.
                 known = seen.control[first : end + 1]
                 is_blind = 0 < end < len(times) and times[end] - times[end - 1] > BLIND_SECONDS
                 if one.status is not None and len(known) >= _CONTROL_SAMPLES_MIN and not is_blind:
@@ -155,7 +155,7 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
 
 
 def _silences(samples: Sequence[ControlSample]) -> list[float]:
-    """For each sample, for how many seconds the controller had published nothing."""
+    """For each sample, the seconds since the controller's last publication."""
     found: list[float] = []
     since, published_at = 0.0, None
     for one in samples:
@@ -166,7 +166,7 @@ def _silences(samples: Sequence[ControlSample]) -> list[float]:
 
 
 def _wrong_alone(one: HealthSample, windows: Windows) -> set[str]:
-    """What is wrong with an answer, whatever the control store said."""
+    """The errors of an answer that do not depend on the control store."""
     if one.status is None:
         return {"where health did not answer"}
     wrong = set()
@@ -178,7 +178,7 @@ def _wrong_alone(one: HealthSample, windows: Windows) -> set[str]:
 
 
 def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: PolicyRules, *, speaks: bool) -> set[str]:
-    """What is wrong with an answer beside the control store's in the seconds before, and in the sample after it.
+    """The errors of an answer, compared with the control store in the seconds before it and in the next sample.
 
     `speaks`: the controller was never silent in the seconds before.
     """
@@ -187,7 +187,7 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     if breakers & {"open", "half-open"}:
         # A try of the prober may begin and end between two samples, or begin right after the breaker opened.
         breakers |= {"open", "half-open"}
-    # A process that could not read the control store for seconds says so; the machine may be busy.
+    # A process that could not read the control store for seconds reports "unknown"; the machine may be busy.
     if one.breaker not in breakers and one.breaker != "unknown":
         wrong.add("where health reported a wrong state of the breaker")
     paused = [bool(sample.paused) for sample in known if sample.paused is not None]
@@ -198,14 +198,14 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     is_far = all(sample.lag is not None and sample.lag > rules.lag_critical for sample in known)
     if one.status == "healthy" and (is_far or is_paused or breakers <= {"open", "half-open"}):
         wrong.add("where health said healthy though it was not")
-    # Where the controller is silent, the log's own word is told, and among the reasons that it is silent.
+    # If the controller is silent, health reports the log's own lag, and gives the silence as a reason.
     versions = {sample.version for sample in known}
     if max(versions) - min(versions) >= len(versions):
-        return wrong  # the watcher has missed publications, and health may tell one of them
+        return wrong  # the watcher missed publications, and health may report one of them
     if speaks and one.lag is not None and one.lag not in {sample.lag for sample in known}:
         wrong.add("where health reported a lag that was not published")
     rates = {sample.rate for sample in known if sample.rate is not None}
-    # A process that can't reach the bucket goes by a rate of its own, and says so among the reasons.
+    # A process that can't reach the bucket uses its own rate, and reports this as a reason.
     if one.rate is not None and one.reasons == 0 and rates and not any(abs(one.rate - rate) < 0.1 for rate in rates):
         wrong.add("where health reported a rate that was not published")
     return wrong
@@ -214,7 +214,7 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
 def _check_pauses(
     samples: Sequence[ControlSample], rows: Iterable[Stored], windows: Windows, bad: defaultdict[str, list[str]]
 ) -> None:
-    """Nothing is stored while consumption is paused, but what was under way."""
+    """Nothing is stored while consumption is paused, except a batch that was already running."""
     spans = _pauses(samples)
     judged: dict[int | None, list[tuple[float, float]]] = {}
     for partition, some in spans.items():
@@ -235,7 +235,7 @@ def _check_pauses(
 
 
 def _pauses(samples: Sequence[ControlSample]) -> dict[int | None, list[tuple[float, float]]]:
-    """By partition (None: all), from when to when each was seen paused without a break."""
+    """By partition (None: all), the start and end of each unbroken pause that was seen."""
     spans: defaultdict[int | None, list[tuple[float, float]]] = defaultdict(list)
     since: dict[int | None, float] = {}
     last_at = 0.0
@@ -257,7 +257,7 @@ def _pauses(samples: Sequence[ControlSample]) -> dict[int | None, list[tuple[flo
 
 
 def _check_partitions(seen: Seen, windows: Windows, bad: defaultdict[str, list[str]]) -> None:
-    """A partition with lag gets on, outside faults and pauses. Time is counted in samples: a busy machine has fewer."""
+    """A partition with lag progresses outside faults and pauses. Time counts in samples: a busy machine has fewer."""
     times = [one.at for one in seen.control]
     stood: defaultdict[int, float] = defaultdict(float)
     told: set[int] = set()
@@ -285,7 +285,7 @@ def _check_partitions(seen: Seen, windows: Windows, bad: defaultdict[str, list[s
 
 
 def _check_loop(samples: Sequence[ControlSample], windows: Windows, bad: defaultdict[str, list[str]]) -> None:
-    """The controller publishes again and again, outside faults."""
+    """The controller keeps publishing outside faults."""
     stood = 0.0
     last: ControlSample | None = None
     for one in samples:
