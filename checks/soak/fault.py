@@ -11,46 +11,46 @@ from checks.soak.windows import ClockSpan, Part, Refusal
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Whether a fault took effect, and what is the sign of it."""
+    """Whether a fault took effect, and the sign of it."""
 
     hit: bool
     words: str
 
 
 class Fault(ABC):
-    """One fault of one run. Weaknesses of the harness show as faults that did not hit, in the report."""
+    """One fault of one run. If the harness is weak, the report lists faults that did not hit."""
 
     name: str
     seconds: tuple[float, float] = (1.0, 3.0)  # how long it lasts, at least and at most
-    control_outage = False  # whether ingest may be unable to ask the bucket, or the bucket forgets what it gave
-    touches: frozenset[Part] = frozenset()  # what it excuses while it lasts, and shortly after
-    dead: frozenset[Part] = frozenset()  # what nobody can reach while it lasts
-    accepts_nothing = False  # whether no event can have the copies that were asked for, while it lasts
+    control_outage = False  # whether ingest may not reach the bucket, or the bucket forgets what it gave
+    touches: frozenset[Part] = frozenset()  # parts that it excuses while it lasts, and shortly after
+    dead: frozenset[Part] = frozenset()  # parts that are unreachable while it lasts
+    accepts_nothing = False  # whether no event can get the required copies while it lasts
 
     def __init__(self, pick: random.Random) -> None:
         self.pick = pick  # the fault's own choices, from the run's seed
-        # What the judge must know of it, once it is repaired.
+        # The judge needs these facts after the repair.
         self.lost: list[Stored] = []  # records that the log has lost
-        self.lost_unread: set[str] = set()  # keys of those that were not stored then
+        self.lost_unread: set[str] = set()  # keys of the lost records that were not stored then
         self.clocks: list[ClockSpan] = []  # of ingest
         self.refusals: list[Refusal] = []
-        self.complaints: list[str] = []  # what did not come of it, in words
+        self.complaints: list[str] = []  # expected results that did not come, as text
 
     def impossible(self, rig: Rig) -> str | None:
-        """Why it can't be made on this rig; None where it can."""
+        """The reason why this rig can't make it; None if it can."""
         return None
 
     def prepare(self, rig: Rig) -> None:  # noqa: B027 - most faults need none
-        """Wait until it may be made. Nothing is disturbed yet, and its time does not run."""
+        """Wait until it may start. It disturbs nothing yet, and its time does not run."""
 
     @abstractmethod
     def inject(self, rig: Rig) -> None: ...
 
     def look(self, rig: Rig) -> None:  # noqa: B027 - most faults need none
-        """Called again and again while the fault lasts."""
+        """Called repeatedly while the fault lasts."""
 
     def has_hit(self, rig: Rig) -> bool:
-        """Whether it has hit something already, where that needs luck: the fault lasts for a while longer without."""
+        """Whether it has already hit something, if that needs luck. Without a hit, the fault lasts a while longer."""
         return True
 
     @abstractmethod
@@ -58,4 +58,4 @@ class Fault(ABC):
 
     @abstractmethod
     def effect(self, rig: Rig) -> Effect:
-        """Asked after the repair."""
+        """Called after the repair."""

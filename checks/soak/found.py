@@ -1,4 +1,4 @@
-"""What is found at the end of a run, as the checker takes it: rows, dead letters, offsets and the whole log."""
+"""The checker's input from the end of a run: rows, dead letters, offsets and the whole log."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where a record stands in the log."""
+    """The place of a record in the log."""
 
     partition: int
     offset: int
@@ -28,7 +28,7 @@ class Stored(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """Offsets that the log does not hold: from `first` up to, not with, `end`."""
+    """Offsets that the log does not hold: from `first` up to, but without, `end`."""
 
     partition: int
     first: int
@@ -37,7 +37,7 @@ class Hole(NamedTuple):
 
 
 class RateSample(NamedTuple):
-    """The admitted rate (events/s) as published at a time (epoch s); None where the control server did not answer."""
+    """The published admitted rate (events/s) at a time (epoch s); None if the control server did not answer."""
 
     at: float
     rate: float | None
@@ -54,7 +54,7 @@ class OffsetSample(NamedTuple):
 
 @dataclass(slots=True)
 class Found:
-    """Everything that was read. `lost` is what the machine lost of the log, by a fault that the harness made."""
+    """Everything that was read. `lost` has the log's records that the machine lost by a fault of the harness."""
 
     log_id: str
     rows: Sequence[Stored] = ()
@@ -65,7 +65,7 @@ class Found:
     stored_offsets: dict[tuple[str, int], int] = field(default_factory=dict)  # (log_id, partition) -> next offset
     offset_samples: Sequence[OffsetSample] = ()
     lost: Sequence[Stored] = ()
-    # Keys of `lost` that were not stored when they got lost: the only ones that may be missing.
+    # Keys of `lost` that were not stored at the time of the loss. Only these may be missing.
     lost_unread: frozenset[str] | None = None  # None: all of them
     trims: bool = False  # the log drops what is stored
     partition_counts: frozenset[int] = frozenset()  # how many partitions the log has had; empty: not judged
@@ -73,19 +73,19 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
-    """What bounds admissions, beside the published rates."""
+    """The limits for admissions, besides the published rates."""
 
     burst_seconds: float
     lease_events: float  # tokens that all ingest processes may hold in leases
     body_events: int  # the largest body: the bucket may owe one
-    ingests: int  # ingest processes: without the bucket, each has one of its own
-    rate_min: float  # events/s: what is admitted by a process that was never told a rate
-    late_seconds: float  # how long a lower rate takes to reach everybody
+    ingests: int  # ingest processes: without the shared bucket, each has its own
+    rate_min: float  # events/s, admitted by a process that never received a rate
+    late_seconds: float  # how long a lower rate takes to reach all processes
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """The end of the run: how long after the last event the log was drained and the breaker closed; None: never."""
+    """The end of the run: seconds from the last event until a drained log and a closed breaker; None: never."""
 
     seconds: float | None
     seconds_max: float

@@ -1,9 +1,9 @@
-"""The history: what clients have sent, and what they were told, in files that survive their client.
+"""The history: the requests of clients and their answers, in files that survive their client.
 
-One JSON object a line, each on disk before the client goes on. `{"r", "t", "e": [[key, digest, given], …], "q"}` is
-written before request `r` is sent, with its X-Request-ID where the client gives one; `{"r", "t", "s", "q", "a", "w"}`
-once its outcome is known, with the answer's X-Request-ID, count of accepted events, and Retry-After. A request without
-the second line is indeterminate: its client was killed. So is what the last line meant where it is torn.
+Each line is one JSON object, on disk before the client goes on. `{"r", "t", "e": [[key, digest, given], …], "q"}` is
+written before request `r` is sent, with its X-Request-ID if the client gives one. `{"r", "t", "s", "q", "a", "w"}` is
+written once its outcome is known, with the answer's X-Request-ID, count of accepted events, and Retry-After. A request
+without the second line is indeterminate: its client was killed. A request with a torn last line is indeterminate too.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-DIGEST_BYTES = 16  # of SHA-256: two events of one run with the same 128 bits would be a wonder
+DIGEST_BYTES = 16  # of SHA-256: two events of one run will hardly share 128 bits
 
 
 class Outcome(StrEnum):
-    """What a client knows of a request."""
+    """The outcome of a request, as its client knows it."""
 
     ACKED = "acked"  # 202: every event is durable
     REFUSED = "refused"  # nothing is stored: any other answer but `indeterminate`, or no connection
@@ -45,7 +45,7 @@ def digest(
     *,
     attributes: Mapping[str, Any] | None,
 ) -> str:
-    """Hexadecimal digest of an event's content, as it must come out again: the keys of attributes have no order."""
+    """Hexadecimal digest of the content that must be stored for an event; the keys of attributes have no order."""
     text = json.dumps(
         [correlation_id, severity, message, source, timestamp, attributes], sort_keys=True, ensure_ascii=False
     )
@@ -53,12 +53,12 @@ def digest(
 
 
 def key_of(message: str) -> str:
-    """The key of an event, which its message begins with; of a message that has none, nothing that was ever sent."""
+    """The key at the start of an event's message. If the message has no key, the result equals no key ever sent."""
     return message.partition(" ")[0]
 
 
 def given_id(key: str) -> str:
-    """The eventId of an event that its client gives one: most often the key, else one of 64 characters."""
+    """The eventId that a client gives to an event: most often the key, else one of 64 characters."""
     return key + "~\U0001f4a1é" * 3 + "x" * (55 - len(key)) if key.endswith("7") else key
 
 
@@ -72,7 +72,7 @@ class EventNote(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What an answer says beside its status. None: nothing."""
+    """The fields of an answer besides its status. None: not given."""
 
     request_id: str | None = None
     accepted: int | None = None
@@ -120,7 +120,7 @@ class Request:
 
     @property
     def request_id(self) -> str | None:
-        """The name under which its events are stored; None where nobody knows it."""
+        """The request id stored with its events; None if it is unknown."""
         return self.given_id or self.told.request_id
 
 
@@ -131,7 +131,7 @@ class Sent:
     digest: str
     given: bool
     outcome: Outcome = Outcome.REFUSED
-    requests: tuple[Request, ...] = ()  # that may have brought it into the log: those not refused
+    requests: tuple[Request, ...] = ()  # requests that were not refused: they may have brought it into the log
 
     @property
     def carried(self) -> int:
@@ -140,7 +140,7 @@ class Sent:
 
 
 class HistoryError(Exception):
-    """A history contradicts itself, or is damaged elsewhere than in its last line: the harness has a defect."""
+    """A history contradicts itself, or a line before its last one is damaged: the harness has a defect."""
 
 
 @dataclass

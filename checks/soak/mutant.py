@@ -2,8 +2,7 @@
 
 Each mutant removes one defence and its fallbacks in a copy of the source. The judge must then report a short run under
 the matching faults as broken, in the expected words. If no run shows a mutant, it names a unit test, which must fail on
-the copy. A mutant whose text is no longer in the source is an
-error: it would test nothing.
+the copy. If a mutant's text is no longer in the source, this is an error: the mutant would test nothing.
 """
 
 import json
@@ -25,13 +24,13 @@ ROOT = processes.ROOT
 
 _SOURCES = ("ingest", "pipeline", "tasks", "stack", "checks", "tests", "beat_schedule.py", "pyproject.toml")
 _TESTS_FAILED = 1  # pytest's exit status: it ran them, and some failed
-RECOVERY_SECONDS = 8  # a mutant may stand still for ever; what it broke shows in what is stored
+RECOVERY_SECONDS = 8  # a mutant may hang forever; the stored events show what it broke
 _SEED = 11
-_EVENTS = 3000  # at least: what one request in ten shows must show
+_EVENTS = 3000  # minimum, so that an error in one request of ten shows
 
 
 class MutantError(Exception):
-    """A mutant can't be made, or a run of it said nothing."""
+    """A mutant can't be made, or its run gave no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A broken system: what is changed, under which faults it must show, and how the checker says it."""
+    """A broken system: the edits, the faults under which it must show, and the checker's words for it."""
 
     name: str
     edits: tuple[Edit, ...]
@@ -55,12 +54,12 @@ class Mutant:
     trim: bool = False
     recovery_seconds: int = RECOVERY_SECONDS
     replicated: bool = False  # with copies of the servers
-    longest: bool = False  # each fault lasts for as long as it may: what must show takes its time
-    test: str = ""  # of a mutant without a run: the test that must fail on it, as pytest names it
+    longest: bool = False  # each fault has its maximum duration, because the effect takes time to show
+    test: str = ""  # for a mutant without a run: the test that must fail on it, as pytest names it
 
 
 def mutated(mutant: Mutant) -> dict[str, str]:
-    """The changed files' texts by path. Raises MutantError where the source is no longer what the mutant changes."""
+    """The changed files' texts by path. Raises MutantError if the source no longer has the text to change."""
     texts: dict[str, str] = {}
     for edit in mutant.edits:
         text = texts.get(edit.path) or (ROOT / edit.path).read_text()
@@ -91,7 +90,7 @@ def _copy_of_the_source(texts: dict[str, str]) -> Iterator[Path]:
 
 
 def run_mutant(mutant: Mutant, *, texts: dict[str, str] | None = None) -> dict[str, Any]:
-    """A run of a mutant; its result as JSON. Raises MutantError where there was none."""
+    """Run a mutant and return the result as JSON. Raises MutantError if there is none."""
     with _copy_of_the_source(mutated(mutant) if texts is None else texts) as folder:
         words = [
             *("--faults", str(len(mutant.faults)), "--only", ",".join(mutant.faults)),
@@ -116,12 +115,12 @@ def _run_in(folder: Path, command: list[str]) -> "subprocess.CompletedProcess[st
 
 
 def is_caught(mutant: Mutant, result: dict[str, Any]) -> bool:
-    """Whether the checker has said what is broken in this mutant."""
+    """Whether the checker reported the defect of this mutant."""
     return any(words in violation for words in mutant.expected for violation in result["violations"])
 
 
 def fails_its_test(mutant: Mutant) -> bool:
-    """Whether the test that a mutant names fails on it. Raises MutantError where the test could not be run."""
+    """Whether a mutant's named test fails on it. Raises MutantError if the test could not run."""
     with _copy_of_the_source(mutated(mutant)) as folder:
         said = _run_in(folder, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", mutant.test])
         if said.returncode not in (0, _TESTS_FAILED):

@@ -1,7 +1,7 @@
-"""The mutants: systems that break a promise each, and how the judge must say it.
+"""The mutants: each is a system that breaks one promise, with the words that the judge must use.
 
-Grouped by the run that shows them, since a run is as short as it can be. A mutant that no fault shows is one of a unit
-test, which must fail on it.
+They are grouped by the run that shows them, because a run is as short as possible. A mutant that no fault shows has a
+unit test, which must fail on it.
 """
 
 from checks.soak.mutant import Edit, Mutant
@@ -161,7 +161,7 @@ _SEEN_IN_PAUSE = (
         ),
         _PAUSE,
         ("where the published lag was too low",),
-        rate=1200,  # so that the lag is far above what the judge allows for two readings of it
+        rate=1200,  # makes the lag far larger than the judge's tolerance between two readings
     ),
     Mutant(
         "health-always-healthy",
@@ -206,7 +206,7 @@ _SEEN_IN_LOG_DEAD = (
         ),
         ("log.kill", "control-redis+log.kill"),
         ("indeterminate responses while the log was dead", "indeterminate responses without a fault"),
-        # Requests count only from 0.7 s after the log's death on: of the shortest fault a busy machine leaves none.
+        # Requests count only from 0.7 s after the log's death. On a busy machine, the shortest fault has none of them.
         longest=True,
     ),
 )
@@ -282,7 +282,7 @@ _SEEN_IN_OTHERS = (
     Mutant(
         "breaker-drops-the-batch",
         (
-            # Told to all processes by a file: after an outage any of them may drain the partition.
+            # A file reports it to all processes, because any of them may drain the partition after an outage.
             Edit(
                 "pipeline/drain.py",
                 "            return _ENDS[type(error)], str(error)\n",

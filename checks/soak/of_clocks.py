@@ -16,9 +16,9 @@ Clocks = Callable[[Rig, random.Random], list[SteppableClock]]
 
 
 class ClockStepped(Fault):
-    """A wall clock jumps while those who read it run on, and jumps back some seconds later.
+    """A wall clock jumps while its programs keep running, and jumps back some seconds later.
 
-    It excuses nothing: nobody's work may depend on a wall clock that goes forward.
+    It excuses nothing: no program may depend on a wall clock that only goes forward.
     """
 
     seconds = (4.0, 6.0)
@@ -26,7 +26,7 @@ class ClockStepped(Fault):
     def __init__(self, pick: random.Random, name: str, clocks: Clocks, *, is_ingest: bool, is_control: bool) -> None:
         super().__init__(pick)
         self.name, self._which, self._is_ingest = f"{name}.step", clocks, is_ingest
-        self.control_outage = is_control  # the bucket goes by that clock: it may be full at once
+        self.control_outage = is_control  # the bucket uses that clock, so it may be full at once
         self._step = pick.choice(STEPS_SECONDS)
 
     def impossible(self, rig: Rig) -> str | None:

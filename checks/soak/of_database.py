@@ -1,4 +1,4 @@
-"""Faults in the middle of PostgreSQL's work. Triggers make the moment long enough to be hit, and say that it was."""
+"""Faults in the middle of PostgreSQL's work. Triggers make the moment long enough to hit, and report the hit."""
 
 import random
 import time
@@ -11,7 +11,7 @@ from checks.soak.rig import Rig
 from checks.soak.windows import Part, Refusal
 from checks.testbed.database import fail_no_more, fail_on_insert
 
-# A row in twenty waits, so that a COPY of any size is still at work when we look.
+# One row in twenty waits, so that a COPY of any size is still running when the harness looks.
 _SLOW_COPY: Final = """
 CREATE OR REPLACE FUNCTION faults_wait_in_copy() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -83,7 +83,7 @@ class BackendsTerminated(Fault):
 
 
 class CommitUnanswered(Fault):
-    """PostgreSQL commits, and the connection is cut instead of saying so: the drain can't know that it is stored."""
+    """PostgreSQL commits, and its connection is cut before the confirmation, so the drain can't know of the commit."""
 
     name = "commit.unanswered"
     seconds = (1.0, 2.0)
@@ -91,7 +91,7 @@ class CommitUnanswered(Fault):
 
     def inject(self, rig: Rig) -> None:
         self._before = _swallowed(rig)
-        # The query, and the tag of its completion, as the protocol has them: each ends with a zero byte.
+        # The query and its completion tag, as in the protocol: each ends with a zero byte.
         for proxy in rig.links("postgres"):
             proxy.swallow(b"COMMIT\0", b"COMMIT\0")
 
@@ -112,7 +112,7 @@ def _swallowed(rig: Rig) -> int:
 
 
 class RowsRefused(Fault):
-    """PostgreSQL refuses one row in forty for its content: those become dead letters, and nothing else does."""
+    """PostgreSQL refuses one row in forty for its content. Only these rows become dead letters."""
 
     name = "rows.refused"
     seconds = (1.0, 2.0)
@@ -136,7 +136,7 @@ class RowsRefused(Fault):
 
 
 def letters(rig: Rig, *, only_open: bool = False) -> int:
-    """How many dead letters there are; -1 where PostgreSQL does not answer."""
+    """The number of dead letters; -1 if PostgreSQL does not answer."""
     try:
         with rig.database() as cursor:
             cursor.execute("SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL OR NOT %s", (only_open,))
