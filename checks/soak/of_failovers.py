@@ -1,4 +1,4 @@
-"""Faults of runs in which servers have copies: the first one dies and its copy takes its place, or the copy is away."""
+"""Faults of runs with copies of servers: the first server dies and its copy replaces it, or the copy is unavailable."""
 
 import contextlib
 import random
@@ -14,8 +14,8 @@ from checks.testbed.kafka_cluster import Cluster
 from checks.testbed.redis_pair import RedisPair, data_folder
 from stack.servers import Server, ServerError, free_port, redis_server
 
-FOLLOWS_SECONDS_MAX = 15.0  # until a replica that was away follows again: none is promoted before
-IN_SYNC_SECONDS_MAX = 180.0  # the same of a broker, which takes longer to start
+FOLLOWS_SECONDS_MAX = 15.0  # until a replica follows again after an outage: none is promoted before
+IN_SYNC_SECONDS_MAX = 180.0  # the same for a broker, which takes longer to start
 
 
 def _pair(rig: Rig) -> RedisPair:
@@ -32,14 +32,14 @@ def _cluster(rig: Rig) -> Cluster:
     return rig.kafka_cluster
 
 
-# Until a broker that is silent has lost its session (5 s), and others lead its partitions.
+# Until a silent broker has lost its session (5 s) and others lead its partitions.
 _BEYOND_SESSION = (7.0, 9.0)
 
 
 class BrokerAway(Fault):
     """One of three brokers is killed or frozen. The others lead its partitions, and accept events.
 
-    It is none that is the controller. One that was frozen goes on without knowing that it was replaced.
+    It is never the controller. A frozen broker later continues without knowing that it was replaced.
     """
 
     seconds = _BEYOND_SESSION
@@ -54,7 +54,7 @@ class BrokerAway(Fault):
         return "the log of this run has no brokers to spare" if rig.kafka_cluster is None else None
 
     def prepare(self, rig: Rig) -> None:
-        rig.wait_in_sync(seconds_max=IN_SYNC_SECONDS_MAX)  # another one is not away too
+        rig.wait_in_sync(seconds_max=IN_SYNC_SECONDS_MAX)  # no other broker is unavailable too
 
     def inject(self, rig: Rig) -> None:
         self._before = rig.counts()["acked"]
@@ -88,7 +88,7 @@ def _no_pair(rig: Rig) -> str | None:
 
 
 class LogReplicaKilled(ServerKilled):
-    """SIGKILL to the log's only replica: nothing can have the copies that an acknowledgement promises."""
+    """SIGKILL to the log's only replica: no event can get the copies that an acknowledgement promises."""
 
     accepts_nothing = True
 
@@ -116,8 +116,8 @@ class LogReplicaFrozen(ServerFrozen):
 class LogFailover(Fault):
     """The log's master is killed, and its replica takes its place; the repair starts the old master as its replica.
 
-    Programs find the new master at the address of the old one, as with a virtual address. What only the master had is
-    gone. Which records those are is read from its files; none of them may have been acknowledged.
+    Programs find the new master at the address of the old one, as with a virtual address. Records that only the old
+    master had are gone. The harness reads them from its files; none of them may have been acknowledged.
     """
 
     name = "log.failover"
@@ -136,7 +136,7 @@ class LogFailover(Fault):
         killed = pair.master
         self._pids = [member.pid for member in killed.family()]
         killed.kill()
-        rig.proxies["log"].cut()  # until it is known what is lost, nobody adds to it
+        rig.proxies["log"].cut()  # no program appends until the lost records are known
         try:
             rig.promote_log()
             self._count_lost(rig, killed)
@@ -146,7 +146,7 @@ class LogFailover(Fault):
             rig.proxies["log"].restore()
 
     def _count_lost(self, rig: Rig, killed: Server) -> None:
-        """Note the records that the promoted replica lacks. That they are `lost` excuses none that was acknowledged."""
+        """Note the records that the promoted replica lacks. `lost` does not excuse the acknowledged ones among them."""
         folder = rig.folder / "log-as-it-was"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(data_folder(killed), folder / "redis-log")
@@ -173,7 +173,7 @@ class LogFailover(Fault):
 
 
 class StandbyKilled(ServerKilled):
-    """SIGKILL to PostgreSQL's standby: commits wait for it, until it is back."""
+    """SIGKILL to PostgreSQL's standby: commits wait until it is back."""
 
     def __init__(self, pick: random.Random) -> None:
         super().__init__(pick, "postgres-standby", _standby)
@@ -185,7 +185,7 @@ class StandbyKilled(ServerKilled):
 
 
 class StandbyFrozen(ServerFrozen):
-    """SIGSTOP to PostgreSQL's standby: commits wait for it, until it goes on."""
+    """SIGSTOP to PostgreSQL's standby: commits wait until it continues."""
 
     def __init__(self, pick: random.Random) -> None:
         super().__init__(pick, "postgres-standby", _standby)
@@ -198,8 +198,8 @@ class StandbyFrozen(ServerFrozen):
 class PostgresFailover(Fault):
     """PostgreSQL is killed, and its standby takes its place; the repair makes the old primary the standby.
 
-    The standby has each commit that was confirmed, so no stored offset may fall. Programs find the new primary as the
-    one of two hosts that takes writes.
+    The standby has each confirmed commit, so no stored offset may fall. Programs try two hosts and use the one that
+    takes writes as the new primary.
     """
 
     name = "postgres.failover"
@@ -234,7 +234,7 @@ class PostgresFailover(Fault):
 
 
 def _timeline(rig: Rig) -> int:
-    """It begins with 1, and each promotion adds one."""
+    """The timeline begins at 1; each promotion adds one."""
     with rig.database() as cursor:
         cursor.execute("SELECT pg_walfile_name(pg_current_wal_lsn())")
         return int(cursor.fetchone()[0][:8], 16)

@@ -1,4 +1,4 @@
-"""What people do to a running system: operators pause and replay, users change the table, and lock it."""
+"""Actions of people on a running system: operators pause and replay; users change and lock the table."""
 
 import contextlib
 import random
@@ -40,7 +40,7 @@ class ConsumptionPaused(Fault):
 
 
 class LettersReplayed(RowsRefused):
-    """Rows are refused, and once they are no more, an operator replays the dead letters, under traffic."""
+    """Rows are refused. After the refusals end, an operator replays the dead letters under traffic."""
 
     name = "operator.replay"
 
@@ -49,7 +49,7 @@ class LettersReplayed(RowsRefused):
         self._open = letters(rig, only_open=True)
         self._words = _replayed(rig)
         left = letters(rig, only_open=True)
-        # Batches that were refused before the trigger was dropped may still add some; what was open is stored.
+        # Batches refused before the drop of the trigger may still add letters. The letters that were open are stored.
         if left >= max(1, self._open):
             self.complaints.append(f"{left} of {self._open} dead letters were left by a replay: {self._words}")
 
@@ -58,15 +58,15 @@ class LettersReplayed(RowsRefused):
 
 
 def _replayed(rig: Rig) -> str:
-    """What the command says. As an operator would, it is given again where PostgreSQL has gone meanwhile."""
+    """The output of the command. It runs again if PostgreSQL has failed meanwhile, as an operator would do."""
     try:
         return commands.replay(rig.context, _BY, 100_000, dry_run=False)
-    except SinkUnavailableError:  # an earlier fault has cut the connection that the harness kept
+    except SinkUnavailableError:  # an earlier fault cut the harness's connection
         return commands.replay(rig.context, _BY, 100_000, dry_run=False)
 
 
 class TriggerRefuses(RowsRefused):
-    """A user's trigger refuses one row in fifty with RAISE EXCEPTION: those are dead letters, others are stored."""
+    """A user's trigger refuses one row in fifty with RAISE EXCEPTION. These become dead letters; others are stored."""
 
     name = "user.trigger"
     sqlstate, every, rest = "P0001", 50, 11
@@ -117,7 +117,7 @@ class ColumnAdded(Fault):
 
 _TAKES: Final = {
     "lock": "LOCK TABLE log_events IN ACCESS EXCLUSIVE MODE",
-    "index": "CREATE INDEX soak_added ON log_events (source)",  # SHARE: others read, nobody writes
+    "index": "CREATE INDEX soak_added ON log_events (source)",  # SHARE: others can read, but not write
 }
 _WAITING: Final = """
 SELECT count(*) FROM pg_locks WHERE relation = 'log_events'::regclass AND NOT granted
@@ -125,7 +125,7 @@ SELECT count(*) FROM pg_locks WHERE relation = 'log_events'::regclass AND NOT gr
 
 
 class TableHeld(Fault):
-    """A user's transaction holds a lock on the events for seconds: by LOCK TABLE, or by an index that it makes."""
+    """A user's transaction locks the events' table for seconds, by LOCK TABLE or by the creation of an index."""
 
     seconds = (3.0, 5.0)
     touches = frozenset({Part.DATABASE})
@@ -139,7 +139,7 @@ class TableHeld(Fault):
     def inject(self, rig: Rig) -> None:
         self._connection = psycopg2.connect(rig.direct.database_url, connect_timeout=2, application_name="a user")
         self._taking = threading.Thread(target=self._take, daemon=True)
-        self._taking.start()  # which may wait for drains, and makes others wait behind it
+        self._taking.start()  # it may wait for drains, and others wait behind it
 
     def _take(self) -> None:
         try:
@@ -175,11 +175,11 @@ def _patient(rig: Rig) -> Any:
 
 PARTITIONS_MAX: Final = 6  # of a topic: no more than the workers that a run has
 USED_SECONDS_MAX: Final = 30.0
-START_SECONDS_MAX: Final = 10.0  # of an ingest process, until it has read the log's number of partitions
+START_SECONDS_MAX: Final = 10.0  # until a new ingest process has read the log's number of partitions
 
 
 class PartitionAdded(Fault):
-    """An operator gives the topic one partition more, under traffic. All ingest processes use it within 30 s."""
+    """An operator adds one partition to the topic under traffic. All ingest processes use it within 30 s."""
 
     name = "log.partition-added"
     seconds = (1.0, 2.0)
@@ -192,13 +192,13 @@ class PartitionAdded(Fault):
 
     def inject(self, rig: Rig) -> None:
         self._since = time.monotonic()
-        # One that has just started may find the partition there, and has nothing to log then.
+        # An ingest process that has just started may find the partition at its start, and logs nothing.
         started = SystemClock().now() - START_SECONDS_MAX
         self._old = [one for one in rig.ingests if psutil.Process(one.pid).create_time() < started]
         rig.add_partition(self._count + 1)
 
     def repair(self, rig: Rig) -> None:
-        """Wait until it is used: there is nothing else to repair."""
+        """Wait until the partition is used: nothing else needs repair."""
         while not (used := self._used(rig) > 0 and not self._unaware()) and (
             time.monotonic() - self._since < USED_SECONDS_MAX
         ):
@@ -209,7 +209,7 @@ class PartitionAdded(Fault):
             self.complaints.append(f"partition {self._count} was not used{by} within {USED_SECONDS_MAX:.0f} s")
 
     def _unaware(self) -> list[str]:
-        """The ingest processes that do not use it yet: each logs the new number once it goes by it."""
+        """The ingest processes that do not use it yet: each logs the new number when it starts to use it."""
         line = f"the event log has {self._count + 1} partitions now"
         return [one.name for one in self._old if line not in one.log()]
 

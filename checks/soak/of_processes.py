@@ -1,4 +1,4 @@
-"""Faults of Sluice's own processes: killed, stopped, doubled, with a clock that is wrong; and of a client."""
+"""Faults of Sluice's own processes: killed, stopped, doubled, or with a wrong clock; and a fault of a client."""
 
 import contextlib
 import random
@@ -15,12 +15,12 @@ from checks.testbed.clocks import SteppableClock, fake_time_library
 from checks.testbed.processes import ROOT, Program, beat
 from checks.testbed.versions import OLD_COMMIT, old_checkout
 
-# Beyond Celery's visibility time-out (SCALED: 5 s), so that what the stopped one had taken is given to others.
+# Longer than Celery's visibility time-out (SCALED: 5 s), so that others get the tasks of the stopped process.
 BEYOND_VISIBILITY = (5.5, 7.0)
 CLOCK_SHIFTS_SECONDS = (-3600, -90, 90, 3600)
 
 Pick = Callable[[Rig, random.Random], Program]
-# What a program's fault disturbs, by the name of the program.
+# The parts that a program's fault disturbs, by the program's name.
 PARTS = {
     "ingest": frozenset({Part.INGEST}),
     "worker": frozenset({Part.WORKERS}),
@@ -41,7 +41,7 @@ def status_of(pid: int) -> str:
 
 
 class ProgramKilled(Fault):
-    """SIGKILL to a program's main process; a supervisor would start it again, and so does the repair."""
+    """SIGKILL to a program's main process; the repair starts it again, as a supervisor would."""
 
     def __init__(self, pick: random.Random, name: str, which: Pick, seconds: tuple[float, float]) -> None:
         super().__init__(pick)
@@ -79,7 +79,7 @@ class ProgramFrozen(Fault):
     def inject(self, rig: Rig) -> None:
         self._program = self._which(rig, self.pick)
         rig.down.add(self._program)
-        # The main process first: it would replace a child that it misses.
+        # The main process first, because it would replace a missing child.
         self._members = [psutil.Process(self._program.pid), *self._program.children()]
         for member in self._members:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -102,7 +102,7 @@ class ProgramFrozen(Fault):
         )
 
 
-CHILDREN_SECONDS_MAX = 15.0  # until a worker that was just started has its children
+CHILDREN_SECONDS_MAX = 15.0  # until a new worker has its children
 
 
 def drain_children(rig: Rig) -> list[psutil.Process]:
@@ -240,7 +240,7 @@ class ClockShifted(Fault):
 
 
 class ClientKilled(Fault):
-    """SIGKILL to a client: what it had sent and not noted an answer for is indeterminate."""
+    """SIGKILL to a client: its requests without a noted answer are indeterminate."""
 
     name = "client.kill"
     seconds = (0.2, 0.5)
@@ -256,17 +256,17 @@ class ClientKilled(Fault):
         return Effect(was == "gone", f"process {self._pid} {was}")
 
 
-# What a program says in its log when it is at work.
+# The log line that shows that a program is working.
 _AT_WORK = {"ingest": "ingest listens on", "worker": " ready."}
 
 
 class OlderVersion(Fault):
-    """A program is replaced by one of an older version, which works beside today's, and then by today's again.
+    """An older version replaces one program and works beside today's programs; then today's version returns.
 
     Both starts come after a SIGTERM.
     """
 
-    seconds = (8.0, 12.0)  # of which the start takes some
+    seconds = (8.0, 12.0)  # the start takes some of them
 
     def __init__(self, pick: random.Random, name: str, which: Pick) -> None:
         super().__init__(pick)
@@ -288,8 +288,8 @@ class OlderVersion(Fault):
         program.stop()
         self._log_begin = len(program.log())
         program.root = root
-        # Without the clock that can be stepped. libfaketime reads the environment at each look at the clock, so a look
-        # of one thread crashes (SIGSEGV in getenv) while another one sets a variable, as libraries do at a start.
+        # Without the steppable clock: libfaketime reads the environment at each clock read. This crashes (SIGSEGV
+        # in getenv) if another thread sets a variable at that time, as libraries do at a start.
         program.start(LD_PRELOAD="")
 
     def look(self, rig: Rig) -> None:

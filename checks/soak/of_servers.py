@@ -1,4 +1,4 @@
-"""Faults of the servers and of the way to them: killed, stopped, cut off, flushed, full, or back without a tail."""
+"""Faults of the servers and their links: killed, stopped, cut off, flushed, full, or back without a tail."""
 
 import contextlib
 import random
@@ -24,8 +24,8 @@ from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM
 from stack.servers import Server, free_port, redis_server
 
 Which = Callable[[Rig], Server]
-START_SECONDS_MAX = 240.0  # a JVM on a busy machine; that is not Sluice's time, which counts from there
-# What a server's fault disturbs, by the name of the server, or of the link to it.
+START_SECONDS_MAX = 240.0  # a JVM on a busy machine; Sluice's recovery time counts from its end
+# The parts that a server's fault disturbs, by the name of the server or of its link.
 PARTS = {
     "control-redis": frozenset({Part.CONTROL}),
     "control": frozenset({Part.CONTROL}),
@@ -40,7 +40,7 @@ PARTS = {
 
 
 def are_gone(pids: list[int]) -> bool:
-    """Whether there were such processes, and none of them runs any more."""
+    """Whether the list has processes and none of them still runs."""
     return bool(pids) and all(status_of(pid) in ("gone", psutil.STATUS_ZOMBIE) for pid in pids)
 
 
@@ -69,7 +69,7 @@ class ServerKilled(Fault):
 
 
 class ServerFrozen(Fault):
-    """SIGSTOP to all of a server's processes: its sockets stay open, and nobody answers."""
+    """SIGSTOP to all of a server's processes: its sockets stay open, but it does not answer."""
 
     def __init__(self, pick: random.Random, name: str, which: Which) -> None:
         super().__init__(pick)
@@ -95,7 +95,7 @@ class ServerFrozen(Fault):
 
 
 class PoolerKilled(ServerKilled):
-    """SIGKILL to the pgbouncer before PostgreSQL, and with it to all sessions and their locks."""
+    """SIGKILL to the pgbouncer before PostgreSQL, which ends all sessions and releases their locks."""
 
     def __init__(self, pick: random.Random) -> None:
         super().__init__(pick, "pooler", _pooler)
@@ -185,7 +185,7 @@ class ControlFlushed(Fault):
 
 
 class MemoryFull(Fault):
-    """A Redis server at its memory limit: it refuses what would need more."""
+    """A Redis server at its memory limit: it refuses commands that need more memory."""
 
     seconds = (2.0, 3.5)
 
@@ -224,7 +224,7 @@ def _refusals(client: "redis.Redis") -> int:
 
 
 class LogLoses(Fault):
-    """The log's Redis is killed, and comes back without the end of what it held.
+    """The log's Redis is killed, and comes back without the end of its data.
 
     Acknowledged events that only the removed end held are lost. The harness does not guess which events these are: it
     copies the file first, and a second server reads the copy while clients can't reach the first one.
@@ -236,7 +236,7 @@ class LogLoses(Fault):
         return None if _is_redis(rig.log) else "the log is not Redis"
 
     def kill(self, rig: Rig) -> Path:
-        """Kill the server and keep a copy of its files; the folder with those that it will start on."""
+        """Kill the server and keep a copy of its files. Returns the folder with the files for its next start."""
         rig.proxies["log"].cut()
         rig.log.kill()
         self._whole = rig.folder / "log-as-it-was"
@@ -247,7 +247,7 @@ class LogLoses(Fault):
     offsets_lost = 0
 
     def bring_back(self, rig: Rig) -> None:
-        """Start the server on what is left of its files, and note what is not."""
+        """Start the server on the rest of its files, and note the lost records."""
         stored = rig.stored_offsets() if rig.postgres.process is not None else {}
         rig.log.start()
         whole = redis_server(self._whole, free_port(), is_log=True, maxmemory=LOG_MEMORY)
@@ -255,7 +255,7 @@ class LogLoses(Fault):
         try:
             with rig.redis(rig.log) as now, rig.redis(whole) as then:
                 log_id, self.lost = lost_records(rig, now, then)
-                # Where what was lost was stored and trimmed already, its ends tell that the log went back.
+                # If the lost records were already stored and trimmed, only the ends show that the log went back.
                 self.offsets_lost = sum(_ends(rig, then, log_id)) - sum(_ends(rig, now, log_id))
         finally:
             whole.kill()
@@ -292,9 +292,9 @@ class TailLost(LogLoses):
 
 
 class WentBack(LogLoses):
-    """One Redis, or both, come back as they were a moment ago, as from a snapshot of the host.
+    """One or both Redis servers come back with earlier data, as from a snapshot of the host.
 
-    The files are copied while the server runs; some time later it is killed, and starts on the copy.
+    The harness copies the files while the server runs. Some time later it kills the server and starts it on the copy.
     """
 
     seconds = (1.0, 2.5)
@@ -342,7 +342,7 @@ COPY_TRIES_MAX = 20
 
 
 def _copy_running(folder: Path, target: Path) -> None:
-    """Copy the append-only files of a server that runs: all of one manifest. Raises AssertionError."""
+    """Copy the append-only files of a running server, all from one manifest. Raises AssertionError."""
     for _ in range(COPY_TRIES_MAX):
         shutil.rmtree(target, ignore_errors=True)
         before = _manifest(folder)
@@ -379,7 +379,7 @@ class Together(Fault):
             one.look(rig)
 
     def repair(self, rig: Rig) -> None:
-        with contextlib.ExitStack() as stack:  # all of them, whatever the first one meets
+        with contextlib.ExitStack() as stack:  # repairs all of them, even if one fails
             for one in reversed(self._faults):
                 stack.callback(one.repair, rig)
 
@@ -389,12 +389,12 @@ class Together(Fault):
 
 
 def _number(path: Path) -> int:
-    """Of a file `appendonly.aof.<number>.incr.aof`."""
+    """The number of a file `appendonly.aof.<number>.incr.aof`."""
     return int(path.name.split(".")[2])
 
 
 def lost_records(rig: Rig, now: "redis.Redis", then: "redis.Redis") -> tuple[str, list[Stored]]:
-    """The log's id, and the records that one server holds and the other one does not."""
+    """The log's id, and the records that `then` holds and `now` does not."""
     prefix = rig.settings.key_prefix
     log_id = _bytes(then.get(prefix + KEY_LOG_ID)).decode()
     partitions = int(log_id.rpartition(".")[2])
@@ -429,7 +429,7 @@ DISK_SPARE_BYTES = 16 * 1024  # filled within moments
 
 
 class DiskFull(Fault):
-    """The disk of the events' table has no room left."""
+    """The disk of the events' table is full."""
 
     name = "postgres.disk-full"
     touches = PARTS["postgres"]
@@ -440,7 +440,7 @@ class DiskFull(Fault):
 
     def inject(self, rig: Rig) -> None:
         self._complaints = _complaints(rig)
-        # What is written between the look and the change makes the disk too small for what is on it: then again.
+        # A write between the look and the change makes the new size too small for the data. Then the loop tries again.
         for _ in range(DISK_TRIES_MAX):
             if _resize(rig, shutil.disk_usage(str(rig.small_disk)).used + DISK_SPARE_BYTES):
                 return
