@@ -1,1 +1,1 @@
-"""Runs the whole system under faults, keeps a history of what clients were told, and judges it by what was stored."""
+"""Runs the whole system under faults, keeps a history of the answers to clients, and compares it with stored events."""

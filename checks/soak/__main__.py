@@ -15,7 +15,7 @@ from checks.soak.rig import Options, remove
 from checks.soak.run import Verdict, run
 from stack.servers import ServerError
 
-# What a fault takes with its outage and recovery, from which the clients' pace follows.
+# The time of a fault with its outage and recovery. The clients' pace depends on it.
 FAULT_SECONDS = 7.5
 EVENTS_PER_SECOND_MAX = 1500.0
 EXIT_STATUSES = {Verdict.KEPT: 0, Verdict.BROKEN: 1, Verdict.NOT_PROVEN: 2}
@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
         return 0
     home = (asked.home or Path(tempfile.mkdtemp(prefix="sluice-soak-"))).resolve()
     home.mkdir(parents=True, exist_ok=True)
-    home.chmod(0o755)  # PostgreSQL, as another user, passes through it
+    home.chmod(0o755)  # PostgreSQL runs as another user and needs access to paths in it
     rate = asked.rate or min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
     trim = None if asked.trim is None else asked.trim == "on"
     options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests, trim=trim, replicated=replicated)

@@ -1,8 +1,8 @@
 """Whether more was admitted, in any window of time, than the published rates allow.
 
-A request was admitted at some time between when it was sent and when it was answered. So what is known to be admitted
-within a window are the 202s that were sent and answered in it. The rule counts only these, so it never blames a correct
-system. It does not count 503s after admission, because a client can't distinguish them from other 503s.
+A request is admitted at some time between its sending and its answer. So the known admissions within a window are the
+202s that were sent and answered in it. The rule counts only these, so it never blames a correct system. It does not
+count 503s after admission, because a client can't distinguish them from other 503s.
 """
 
 from bisect import bisect_right

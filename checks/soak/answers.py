@@ -22,14 +22,14 @@ _SLOW = "appends that timed out without a fault of the log"
 class AnswerRules:
     """The limits for answers."""
 
-    append_seconds_max: float  # after which ingest does not know what became of an append
+    append_seconds_max: float  # after which ingest does not know the outcome of an append
     retry_seconds_max: int  # the longest Retry-After that a policy of the run gives
     log_after_seconds: float  # for how long after a repair appends may still fail
     dead_log_takes_nothing: bool  # no client library keeps an append for later
 
 
 def check_answers(requests: Sequence[Request], windows: Windows, rules: AnswerRules) -> dict[str, list[str]]:
-    """Requests by what is wrong with their answers; every body of the harness is valid."""
+    """Requests with wrong answers, by kind of error; every body of the harness is valid."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     slow: list[Request] = []
     for one in requests:

@@ -1,4 +1,4 @@
-"""Decides, from the recorded history and what was found at the end, whether the promises were kept.
+"""Decides from the recorded history and the events found at the end whether the promises were kept.
 
 It is pure and queries no server, so tests can use made-up histories (test_checker.py).
 """

@@ -49,7 +49,7 @@ class Client:
         self._next_event = self._next_request = 0
         self._due = self._started = time.monotonic()
         self._repeats: list[tuple[float, int, Body]] = []  # due at, tie-breaker
-        # By outcome, repeats included; `sent` counts each event once, where it was sent at all.
+        # Counts by outcome, repeats included; `sent` counts each sent event once.
         self._events: Counter[str] = Counter()
         self.stopping = threading.Event()
         self.hurry = False

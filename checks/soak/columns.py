@@ -16,7 +16,7 @@ BATCH_SECONDS = 15.0
 
 
 def check_columns(history: History, found: Found, clocks: Sequence[ClockSpan]) -> dict[str, list[str]]:
-    """Keys of rows, dead letters and records by what is wrong with them."""
+    """Keys of wrong rows, dead letters and records, by kind of error."""
     bad: defaultdict[str, list[str]] = defaultdict(list)
     for one in (*found.rows, *found.letters, *found.log):
         sent = history.events.get(one.key)

@@ -135,7 +135,7 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
     """
     times = [one.at for one in seen.control]
     silent = _silences(seen.control)
-    before: dict[int, frozenset[str]] = {}  # what was wrong with each process' last answer
+    before: dict[int, frozenset[str]] = {}  # the errors of each process' last answer
     for one in seen.health:
         wrong: set[str] = set()
         if not windows.touching((Part.INGEST,), one.at - HEARD_SECONDS, one.at, after_seconds=_LAST_SECONDS):

@@ -67,7 +67,7 @@ class Found:
     lost: Sequence[Stored] = ()
     # Keys of `lost` that were not stored at the time of the loss. Only these may be missing.
     lost_unread: frozenset[str] | None = None  # None: all of them
-    trims: bool = False  # the log drops what is stored
+    trims: bool = False  # the log drops stored records
     partition_counts: frozenset[int] = frozenset()  # how many partitions the log has had; empty: not judged
 
 

@@ -164,7 +164,7 @@ class ChildFrozen(Fault):
 
 
 class TwoBeats(Fault):
-    """A second Beat beside the first."""
+    """A second Beat runs next to the first."""
 
     name = "two-beats"
     seconds = (3.0, 5.0)

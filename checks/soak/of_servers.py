@@ -109,7 +109,7 @@ def _pooler(rig: Rig) -> Server:
     return rig.pooler
 
 
-_SIGNS = {"cut": "cut", "blackhole": "withheld", "delay": "delayed"}  # what the proxy counts
+_SIGNS = {"cut": "cut", "blackhole": "withheld", "delay": "delayed"}  # counters of the proxy
 
 
 class LinkFault(Fault):

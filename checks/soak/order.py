@@ -1,4 +1,4 @@
-"""Whether events stand in their partitions in the order in which they were acknowledged."""
+"""Whether the events of each partition are in the order of their acknowledgements."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from checks.soak.history import History, Outcome, Request
 
 
 def check_order(history: History, found: Found) -> dict[str, list[str]]:
-    """Offsets by what is wrong with them; rows and dead letters together, as they came from the log.
+    """Wrong offsets by kind of error; rows and dead letters count together, as they came from the log.
 
-    Within a request, events of one partition stand in the order of the body (a client's keys grow within a body). Of
-    two requests, one that was sent after the other one was acknowledged stands behind it. What overlapped in time has
+    Within a request, events of one partition have the order of the body (a client's keys grow within a body). If a
+    request was sent after the acknowledgement of another, its events come later. Requests that overlapped in time have
     no order.
     """
     by_name = {one.request_id: one for one in history.requests if one.outcome is not Outcome.REFUSED}
@@ -37,7 +37,7 @@ def _check_partition(
         last_key[one.request_id] = one.key
         request = by_name.get(one.request_id)
         if request is None:
-            continue  # said elsewhere
+            continue  # reported elsewhere
         if request.outcome is Outcome.ACKED and (request.answered_at or 0.0) < newest_sent_at:
             bad["behind events of a request that was sent after theirs was acknowledged"].append(name)
         newest_sent_at = max(newest_sent_at, request.sent_at)

@@ -26,7 +26,7 @@ ignore_startup_parameters = extra_float_digits,options
 
 
 def pooler(folder: Path, port: int, target_port: int, *, mode: str = "session") -> Server:
-    """A pgbouncer on a port, before the private PostgreSQL on another one. `mode` is its `pool_mode`."""
+    """A pgbouncer on `port`, before the private PostgreSQL on `target_port`. `mode` is its `pool_mode`."""
     program = pgbouncer_program()
     assert program is not None, "there is no pgbouncer on this machine"
     settings = folder / "pgbouncer.ini"

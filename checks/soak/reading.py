@@ -1,4 +1,4 @@
-"""Reads everything that a run has left: rows, dead letters, offsets, and the whole log once more."""
+"""Reads all results of a run: rows, dead letters, offsets, and the whole log again."""
 
 import contextlib
 import sys
@@ -20,7 +20,7 @@ RECORDS_AT_ONCE = 5_000
 
 
 def read_found(rig: Rig) -> Found:
-    """Read it all, from the servers themselves. Only once nothing is written any more."""
+    """Read everything directly from the servers. Call this only after all writes have ended."""
     log = wiring.make_log(rig.direct)
     try:
         found = Found(log_id=log.identity().log_id, trims=rig.direct.log_trim and rig.options.log == "redis")
@@ -34,7 +34,7 @@ def read_found(rig: Rig) -> Found:
 
 
 def stored_of(value: bytes, place: Place) -> Stored:
-    """A record of the log, in the checker's terms."""
+    """A record of the log as the checker's type."""
     try:
         event = decode_record(value)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -59,7 +59,7 @@ def _read_log(log: EventLog, found: Found) -> None:
     holes: list[Hole] = []
     for position in log.positions():
         partition, offset = position.partition, position.begin
-        # Where the log never trims, what is missing at the start is a hole.
+        # If the log never trims, missing records at the start are a hole.
         found.begins[partition] = offset if found.trims else min(offset, 0)
         if offset > 0 and not found.trims:
             holes.append(Hole(partition, 0, offset, declared=False))

@@ -1,4 +1,4 @@
-"""A run in words: Markdown for people, JSON for programs."""
+"""The report of a run: Markdown for people, JSON for programs."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _TITLES = {
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """Everything of a run but its history."""
+    """All data of a run except its history."""
     return {
         "log": result.options.log,
         "seed": result.options.seed,
@@ -106,7 +106,7 @@ def _drained_words(result: Result) -> str:
 
 
 def _table(done: list[Done]) -> list[str]:
-    """One line for each kind of fault, with what its last occurrence did."""
+    """One line for each kind of fault, with the effect of its last occurrence."""
     kinds: dict[str, list[Done]] = {}
     for one in done:
         kinds.setdefault(one.planned.name, []).append(one)

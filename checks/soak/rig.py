@@ -48,8 +48,8 @@ from stack.servers import (
 )
 from tasks.context import WorkerContext
 
-# Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
-# to each other is as in the defaults.
+# Time-outs are as short as possible, so that each fault lasts for seconds instead of minutes. Their proportions are
+# those of the defaults.
 SCALED: dict[str, Any] = {
     "rate_max": 2_000.0,
     "rate_min": 400.0,
@@ -69,14 +69,14 @@ SCALED: dict[str, Any] = {
     "visibility_timeout_seconds": 5,
 }
 SMALL_DISK_BYTES_MAX = 4 << 30
-# Of the log, which half of the runs never trim.
+# For the log, which is never trimmed in half of the runs.
 LOG_MEMORY = "6gb"
 CONTROL_MEMORY = "128mb"
 BROKERS = 3  # of a replicated log on Kafka: one may be missing
 
 
 class Need(StrEnum):
-    """What some faults need of the rig, and others do without: it costs time."""
+    """Features of the rig that only some faults need, because each costs time."""
 
     CLOCKS = "clocks"  # everything runs under wall clocks that can be stepped
     INGEST_LINKS = "ingest links"  # clients reach ingest through proxies
@@ -85,23 +85,23 @@ class Need(StrEnum):
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is asked for."""
+    """The requested settings of a run."""
 
     log: str  # redis or kafka
     folder: Path
     seed: int
-    rate: float  # events/s that clients offer, beside surges and repeats
+    rate: float  # events/s that clients offer, besides surges and repeats
     clients: int = 1
     ingests: int = 1
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
-    replicated: bool = False  # the log and PostgreSQL have copies that take their place when they die
+    replicated: bool = False  # the log and PostgreSQL have copies that replace them when they die
     kafka_client: str = Settings().kafka_client  # KAFKA_CLIENT
     drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
 
     @property
     def trims(self) -> bool:
-        """Whether the log is trimmed: with odd seeds it is, where nothing else was asked."""
+        """Whether the log is trimmed; by default, only with odd seeds."""
         return self.seed % 2 == 1 if self.trim is None else self.trim
 
 
@@ -121,7 +121,7 @@ class Ended(NamedTuple):
 
 
 class ClientProcess:
-    """A client in a process of its own, and the counts that it tells each second."""
+    """A client in its own process, and the counts that it reports each second."""
 
     def __init__(self, rig: "Rig", number: int) -> None:
         self.number = number
@@ -156,7 +156,7 @@ class ClientProcess:
         self._end()
 
     def _end(self) -> None:
-        """Take what it has said last."""
+        """Read its last output."""
         self._reader.join(5)
         if self.process.stdout is not None:
             self.process.stdout.close()
@@ -230,7 +230,7 @@ class Rig:
                 advertise(broker, proxy.port)
         self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
         self.ingest_proxies = [Proxy(port) for port in self.ingest_ports if Need.INGEST_LINKS in self.options.needs]
-        # First: Kafka tells everybody, us too, the proxy's address.
+        # Proxies first, because Kafka gives the proxy's address to all clients, including the harness.
         for proxy in (*self.proxies.values(), *self.ingest_proxies, self.log_door):
             self._stack.callback(proxy.stop)
             proxy.start()
@@ -270,7 +270,7 @@ class Rig:
         self._move_to_small_disk()
 
     def _make_servers(self) -> None:
-        """Those that keep something, with their copies; none is started."""
+        """Create the servers that keep data, with their copies, but start none."""
         folder = self.folder
         self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
         self.postgres_pair = PostgresPair(folder) if self.options.replicated else None
@@ -293,7 +293,7 @@ class Rig:
             self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
 
     def _give_clocks(self) -> None:
-        """Let both Redis servers run under wall clocks of their own, where a fault will step them."""
+        """Let both Redis servers run under their own wall clocks, if a fault will step them."""
         self.clocks: dict[str, SteppableClock] = {}
         if Need.CLOCKS not in self.options.needs or fake_time_library() is None:
             return
@@ -313,33 +313,33 @@ class Rig:
 
     @property
     def client_ports(self) -> list[int]:
-        """Where clients reach ingest."""
+        """The ports at which clients reach ingest."""
         return [proxy.port for proxy in self.ingest_proxies] or self.ingest_ports
 
     def links(self, name: str) -> list[Proxy]:
-        """The proxies before a server, or before all that have a copy."""
+        """The proxies before a server and before its copies."""
         return [proxy for link, proxy in self.proxies.items() if link == name or link.startswith(f"{name}-")]
 
     @staticmethod
     def _database_url(*ports: int) -> str:
-        """Of the database on one of these ports; of two, on that which takes writes."""
+        """The URL of the database on this port, or on the one of two ports that takes writes."""
         return postgres_url(ports[0]) if len(ports) == 1 else url_of_both(postgres_url(ports[0]), *ports)
 
     def _log_url_for_us(self) -> str:
-        """Of the log, past the proxies that faults touch."""
+        """The URL of the log, past the proxies that faults touch."""
         if self.log_pair is not None:
             return redis_url(self.log_door.port)
         others = [] if self.kafka_cluster is None else self.kafka_cluster.others
         return ",".join([self.log.url, *(broker.bootstrap for broker in others)])
 
     def promote_postgres(self) -> None:
-        """Let the standby take the place of the primary. Raises psycopg2.Error, ServerError."""
+        """Let the standby replace the primary. Raises psycopg2.Error, ServerError."""
         assert self.postgres_pair is not None
         self.postgres_pair.promote()
         self.postgres = self.postgres_pair.primary
 
     def promote_log(self) -> None:
-        """Let the log's replica take the place of its master, at the same address. Raises redis.RedisError."""
+        """Let the log's replica replace its master, at the same address. Raises redis.RedisError."""
         assert self.log_pair is not None
         self.log_pair.promote()
         self.log = self.log_pair.master
@@ -350,7 +350,7 @@ class Rig:
         return server.url.replace(f":{server.port}", f":{self.proxies[name].port}", 1)
 
     def _move_to_small_disk(self) -> None:
-        """Put the events' table on a disk in memory that can be made too small; where mounting is not allowed, not."""
+        """Put the events' table on an in-memory disk that can be made too small, if this machine can mount one."""
         if self.postgres_pair is not None:
             self.small_disk_missing = "a standby on this machine can't have the same disk"
             return
@@ -363,7 +363,7 @@ class Rig:
         if said.returncode != 0:
             self.small_disk_missing = f"no disk of its own can be mounted here: {said.stderr.strip()}"
             return
-        # Before the servers are stopped PostgreSQL is still in it; `umount -l` takes it away once nobody is.
+        # This runs before PostgreSQL stops using the disk; `umount -l` removes it when it is no longer in use.
         self._stack.callback(subprocess.run, ["umount", "-l", str(mount)], check=False)
         place = mount / "events"
         place.mkdir(mode=0o700)
@@ -384,7 +384,7 @@ class Rig:
         self.control = control_worker(settings, folder)
         self.beat = beat(settings, folder)
         self.store = wiring.make_control_store(self.direct)
-        self.context = WorkerContext(self.direct)  # for commands: what a worker does when an operator asks
+        self.context = WorkerContext(self.direct)  # for operators' commands, as a worker runs them
         self._stack.callback(self.context.close)
         for program in self.programs:
             if self.clocks:
@@ -416,7 +416,7 @@ class Rig:
             self._next_client += 1
 
     def kill_client(self) -> int:
-        """SIGKILL to a client; another one takes its place. Returns its process id."""
+        """SIGKILL to a client; another client replaces it. Returns the killed client's process id."""
         client = self.clients.pop(0)
         client.kill()
         self._gone_clients.update(client.counts)
@@ -432,7 +432,7 @@ class Rig:
         self.clients = []
 
     def counts(self) -> Counter[str]:
-        """Events by outcome, as clients have told; `sent` are all, repeats included."""
+        """Events by outcome, as clients reported them; `sent` counts all, repeats included."""
         total = Counter(self._gone_clients)
         for client in self.clients:
             total.update(client.counts)
@@ -487,7 +487,7 @@ class Rig:
     def log_positions(self) -> tuple[str, dict[int, tuple[int, int]]]:
         """The log's id, and the offsets with which each partition begins and ends. Raises LogUnavailableError.
 
-        Redis is only looked at: the adapter would fence, which is for those to do whom we watch.
+        It reads Redis without the adapter: the adapter would fence, and only the watched programs may do that.
         """
         if self.options.log == "redis":
             try:
@@ -503,7 +503,7 @@ class Rig:
             log.close()
 
     def wait_in_sync(self, *, seconds_max: float) -> None:
-        """Until each broker has all records of its replicas. Raises AssertionError."""
+        """Wait until each broker has all records of its replicas. Raises AssertionError."""
         log = wiring.make_log(self.direct)
 
         def is_in_sync() -> bool:
@@ -518,7 +518,7 @@ class Rig:
             log.close()
 
     def add_partition(self, count: int) -> None:
-        """Give the Kafka topic so many partitions. Raises KafkaError."""
+        """Grow the Kafka topic to `count` partitions. Raises KafkaError."""
         from kafka import KafkaAdminClient  # slow to import, and most runs need no Kafka
         from kafka.admin import NewPartitions
 
@@ -529,7 +529,7 @@ class Rig:
             admin.close()
 
     def problem(self) -> str | None:
-        """What is not well, of what every program needs; None where all is."""
+        """A problem with something that every program needs; None if all is well."""
         for number, port in enumerate(self.ingest_ports):
             if http_status(f"http://{LOOPBACK}:{port}/readyz") != 200:
                 return f"ingest-{number} is not ready"
@@ -546,7 +546,7 @@ class Rig:
         return None
 
     def behind(self, ends: dict[tuple[str, int], int]) -> str | None:
-        """What of the log up to `ends` is not stored yet; None where all is."""
+        """The part of the log up to `ends` that is not stored yet, as text; None if all is stored."""
         try:
             stored = self.stored_offsets()
         except psycopg2.Error as error:
@@ -555,7 +555,7 @@ class Rig:
         return f"events not stored yet, by partition: {missing}" if missing else None
 
     def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float) -> None:
-        """Wait for a condition; where it does not come, the logs' ends are in the error."""
+        """Wait for a condition. Raises AssertionError with the ends of the programs' logs if it does not come."""
         deadline = time.monotonic() + seconds_max
         while not condition():
             if time.monotonic() > deadline:
@@ -568,19 +568,19 @@ UNDER_CLOCK = ROOT / "checks" / "testbed" / "under_clock"
 
 
 def clock_environ(clock: SteppableClock) -> dict[str, str]:
-    """The environment of a Python program that runs under a clock for the whole of a run."""
+    """The environment of a Python program that uses a steppable clock during the whole run."""
     path = os.pathsep.join([str(UNDER_CLOCK), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     return {**_looking_rarely(clock.environ), "PYTHONPATH": path}
 
 
 def _looking_rarely(environ: dict[str, str]) -> dict[str, str]:
-    """A step is seen within two seconds: to look at every call would make a whole system several times as slow."""
+    """Programs see a step within two seconds. A look at every call would make the system several times slower."""
     kept = {name: value for name, value in environ.items() if name != "FAKETIME_NO_CACHE"}
     return {**kept, "FAKETIME_CACHE_DURATION": "1"}
 
 
 def _positions(client: "redis.Redis", prefix: str) -> tuple[str, dict[int, tuple[int, int]]]:
-    """What a log on Redis says of itself."""
+    """The id of a log on Redis, and the begin and end of each partition."""
     answer: Any = client.get(prefix + KEY_LOG_ID)
     if answer is None:
         raise LogUnavailableError("there is no log yet")
@@ -603,5 +603,5 @@ def _sequence(entry_id: bytes) -> int:
 
 
 def remove(folder: Path) -> None:
-    """Delete what a run has left."""
+    """Delete the files of a run."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -31,31 +31,29 @@ from stack.servers import ServerError
 
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 4.0  # for a fault that has not hit anything yet
-# A client at full pace needs no longer for what is left than this many times the time that it should take.
+# At full pace, clients send the rest of the events within this many times the expected time.
 EVENTS_SECONDS_FACTOR = 3.0
-# What a fault meets where its victim is away just then: the run goes on without it.
+# Errors of a fault whose target is unavailable at that time. The run continues without the fault.
 _NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, SluiceError, OSError, AssertionError)
-# Of the faults that this machine can make, so many must have taken effect: below it, too little was tried to be proof.
-# Runs on a busy machine had 98 % and more.
-# For how long after a program has ended by itself what it disturbed is excused: it is started again.
+# A program that ended by itself is started again. Its effects are excused for this time after its end.
 UNPLANNED_SECONDS = 10.0
-RETRY_SECONDS_MAX = 5  # a Retry-After, unless a bucket owes a body: a log is asked again in less
-# For how long after a repair of the log an append may still fail: a producer of Kafka keeps one for its time-out.
+RETRY_SECONDS_MAX = 5  # of a Retry-After, unless a bucket owes a body: a log is tried again sooner
+# An append may still fail for this time after a repair of the log: a Kafka producer keeps one until its time-out.
 LOG_AFTER_SECONDS = {"redis": 5.0, "kafka": 15.0}
-LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
+LATE_SECONDS = 1.0  # until a lower rate reaches every process, by a control event or the next lease
 
 
 class Verdict(StrEnum):
-    """What a run says of the system."""
+    """The result of a run."""
 
     KEPT = "kept"
     BROKEN = "broken"
-    NOT_PROVEN = "not proven"  # no promise was seen broken, but less was tried than was asked for
+    NOT_PROVEN = "not proven"  # no promise was seen broken, but less was tried than requested
 
 
 @dataclass(slots=True)
 class Done:
-    """What became of one planned fault. Times are seconds since the run's start, but `outage`, epoch seconds."""
+    """The result of one planned fault. Times are seconds since the run's start, but `outage` has epoch seconds."""
 
     planned: Planned
     at: float
@@ -63,7 +61,7 @@ class Done:
     seconds: float = 0.0
     recovered_seconds: float | None = None  # None: not waited for, or never
     skipped: str | None = None
-    impossible: bool = False  # skipped, since this machine has not what it needs: nothing is expected of it
+    impossible: bool = False  # skipped, because this machine lacks what it needs: no effect is expected
     note: str = ""
 
 
@@ -83,17 +81,17 @@ class Result:
     refusals: list[Refusal] = field(default_factory=list)
     recovery: Recovery = field(default_factory=lambda: Recovery(None, 60.0, "it was not waited for"))
     violations: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)  # of faults, which see more than what is left at the end
+    complaints: list[str] = field(default_factory=list)  # of faults, which see more than the state at the end shows
     outcomes: dict[str, int] = field(default_factory=dict)  # events
     statuses: dict[str, int] = field(default_factory=dict)  # requests
     found: dict[str, int] = field(default_factory=dict)
     unplanned: list[str] = field(default_factory=list)
     lost_acked: int = 0
     seconds: float = 0.0
-    server_error: str = ""  # a server of the harness could not be brought back, which is not the system's fault
+    server_error: str = ""  # the harness could not restart one of its servers, which is not the system's fault
 
     def note(self, fault: Fault, window: Window) -> None:
-        """Keep what the judge must know of a fault that was made and repaired."""
+        """Keep the judge's data on a fault after its repair."""
         self.windows.append(window)
         self.lost += fault.lost
         self.lost_unread |= fault.lost_unread
@@ -127,7 +125,7 @@ class Result:
 
     @property
     def verdict(self) -> Verdict:
-        """What the run says of the system."""
+        """The run's result."""
         if self.violations:
             return Verdict.BROKEN
         return Verdict.NOT_PROVEN if self.not_proven else Verdict.KEPT
@@ -144,7 +142,7 @@ def run(
     recovery_seconds_max: float = 60.0,
     tell: Tell = lambda _: None,
 ) -> Result:
-    """Carry out a schedule under traffic and judge it. Raises ServerError, AssertionError where nothing could start."""
+    """Carry out a schedule under traffic and judge it. Raises ServerError, AssertionError if the start failed."""
     result = Result(options, plan, events_min)
     rig = Rig(replace(options, needs=options.needs | needs_of(planned.name for planned in plan)))
     started = time.monotonic()
@@ -159,7 +157,7 @@ def run(
             except ServerError as error:
                 result.server_error = f"the run broke off after {len(result.done)} faults: {error}"
                 tell(result.server_error)
-            except Exception as error:  # a long run is judged all the same, by what there was until then
+            except Exception as error:  # a long run is still judged, by its results up to then
                 broke_off = f"the run broke off after {len(result.done)} faults: {error!r}"
                 tell(broke_off)
         finally:
@@ -190,7 +188,7 @@ class _Run:
         self._tell = tell
         self._started = time.monotonic()
         self._repaired_at = time.monotonic()
-        self._unwatched: Done | None = None  # the last fault, where nobody has waited for recovery from it
+        self._unwatched: Done | None = None  # the last fault, if the run did not wait for its recovery
 
     def run(self) -> None:
         try:
@@ -204,7 +202,7 @@ class _Run:
                 )
             self._wait_last_recovered()
             self._send_the_rest()
-        except KeyboardInterrupt:  # less was tried than was asked for, and that is judged
+        except KeyboardInterrupt:  # less was tried than requested, and the judge sees this
             self._tell(f"stopped after {len(self._result.done)} faults; a second Ctrl-C ends it without a verdict")
         self._rig.stop_clients()
         self._result.recovery = self._wait_drained()
@@ -226,8 +224,8 @@ class _Run:
             fault.inject(self._rig)
         except _NOT_MADE as error:
             self._result.windows.append(Window(fault.name, began_at, time.time(), fault.touches))
-            self._rig.down.clear()  # what does not run is started again
-            self._repaired_at = time.monotonic()  # of what was half made
+            self._rig.down.clear()  # the keeper restarts stopped programs
+            self._repaired_at = time.monotonic()  # of the half-made fault
             self._unwatched = Done(planned, at, Effect(False, ""), skipped=f"skipped: it could not be made: {error!r}")
             return self._unwatched
         made_at = time.time()
@@ -265,7 +263,7 @@ class _Run:
         return done
 
     def _wait_recovered(self, note: str) -> tuple[float | None, str]:
-        """Seconds from the repair until the system is well and what was in the log then is stored."""
+        """Seconds from the repair until the system is well and all events then in the log are stored."""
         ends: dict[tuple[str, int], int] | None = None
         problem = None
         while time.monotonic() - self._repaired_at < self._recovery_seconds_max:
@@ -280,7 +278,7 @@ class _Run:
         return None, f"not well after {self._recovery_seconds_max:.0f} s: {problem}"
 
     def _wait_last_recovered(self) -> None:
-        """Wait for the recovery from the last fault too, while clients go on, where the schedule would not have."""
+        """Wait for the recovery from the last fault while clients go on, if the schedule did not wait for it."""
         done = self._unwatched
         if done is None:
             return
@@ -289,7 +287,7 @@ class _Run:
         self._tell(f"the last fault, {done.planned.name}: {well}")
 
     def _send_the_rest(self) -> None:
-        """Let clients send what is wanted of events, faster than before. What is missing at the end is judged."""
+        """Let clients send the rest of the required events, faster than before. A shortfall is judged at the end."""
         events_min = self._result.events_min
         left = events_min - self._rig.counts()["sent"]
         if left <= 0:
@@ -304,9 +302,9 @@ class _Run:
             self._tell(f"{left} events were not sent in time")
 
     def _wait_drained(self) -> Recovery:
-        """Wait until everything is stored and the breaker is closed, counted from the last event, which was now.
+        """Wait until everything is stored and the breaker is closed. The time counts from the last event, just now.
 
-        That the system was well in time after the last repair was seen before.
+        An earlier check covers the recovery in time after the last repair.
         """
         since = time.monotonic()
         problem: str | None = "it was not looked at"
@@ -322,7 +320,7 @@ class _Run:
 
 
 def _looked(fault: Fault, rig: Rig) -> str:
-    """Look after a fault; what went wrong where a server that it needs is away."""
+    """Call the fault's `look`. Returns the error as text if a server that it needs is unavailable, else ""."""
     try:
         fault.look(rig)
     except (psycopg2.Error, OSError) as error:
@@ -382,13 +380,13 @@ def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: 
 
 
 def _seconds_of_a_debt(settings: Settings) -> int:
-    """The longest Retry-After of a bucket that owes a body: one of a process that has not met the bucket yet."""
+    """The longest Retry-After of a bucket that owes a body, for a process that has not yet reached the bucket."""
     debt_seconds = max(SIZES) * settings.ingest_processes_max / settings.rate_min
     return math.ceil(debt_seconds + max(1.0, debt_seconds))
 
 
 def _rules(rig: Rig) -> Rules:
-    """What bounds the run."""
+    """The limits of the run."""
     settings, options = rig.settings, rig.options
     return Rules(
         AdmissionRules(
@@ -419,6 +417,6 @@ _PARTS_OF_PROGRAMS = {"batches": Part.WORKERS, "control": Part.LOOP, "beat": Par
 
 
 def _window_of(ended: Ended) -> Window:
-    """What a program that ended by itself disturbed; that it did is in the report."""
+    """The window that a program's unplanned end disturbed. The report lists the end itself."""
     part = _PARTS_OF_PROGRAMS.get(ended.name, Part.INGEST)
     return Window(f"{ended.name} ended", ended.at - 1.0, ended.at + UNPLANNED_SECONDS, frozenset({part}))

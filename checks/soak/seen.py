@@ -1,11 +1,11 @@
-"""What watchers have seen of the running system, as the checker takes it. Times are seconds since the epoch."""
+"""The watchers' samples of the running system, as input for the checker. Times are seconds since the epoch."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class ControlSample:
-    """What the control store said at a time."""
+    """The content of the control store at a time."""
 
     at: float
     version: int  # of the published rate; 0: none
@@ -19,12 +19,12 @@ class ControlSample:
 
 @dataclass(frozen=True, slots=True)
 class PartitionSample:
-    """Where a partition of the log began and ended, and how far it was stored."""
+    """The begin, the end and the stored offset of a partition of the log."""
 
     begin: int
     end: int
     stored: int
-    is_fresh: bool  # PostgreSQL has answered after the log; otherwise `stored` is what it said last
+    is_fresh: bool  # PostgreSQL answered after the log; otherwise `stored` is from its last answer
 
     @property
     def lag(self) -> int:
@@ -45,7 +45,7 @@ class LagSample:
 
 @dataclass(frozen=True, slots=True)
 class HealthSample:
-    """An answer of GET /api/logs/health; `at` is when it came. `status` None: there was no answer of 200."""
+    """An answer of GET /api/logs/health, at its time of arrival `at`. `status` None: there was no answer of 200."""
 
     at: float
     ingest: int
@@ -59,7 +59,7 @@ class HealthSample:
 
 @dataclass(slots=True)
 class Seen:
-    """All samples, each list in the order of time."""
+    """All samples; each list is in order of time."""
 
     control: list[ControlSample] = field(default_factory=list)
     lags: list[LagSample] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Samples what must hold at every moment: stored offsets, published rates, pauses, lag, and what health says."""
+"""Samples the values that must be right at every moment: stored offsets, published rates, pauses, lag and health."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ from pipeline.ports.control import ControlState
 from stack.servers import LOOPBACK
 
 PERIOD_SECONDS = 0.1
-SLOW_PERIOD_SECONDS = 0.5  # of what costs more to ask
+SLOW_PERIOD_SECONDS = 0.5  # for queries that cost more
 JOIN_SECONDS_MAX = 10.0
 HEALTH_SECONDS_MAX = 3.0
-# A control event told later than this carries the time of a clock that was stepped.
+# A control event that arrives later than this has the time of a stepped clock.
 EVENT_SECONDS_MAX = 2.0
 
 
@@ -63,13 +63,13 @@ class Watcher:
                 self.failures.append(f"the watcher of {thread.name} hangs: what it watched may not be judged")
 
     def all_rates(self) -> list[RateSample]:
-        """The samples, and what the control events say of changes between them."""
+        """The samples, and the changes between them from the control events."""
         return sorted(self.rates)
 
     def _guard(self, what: str, watch: Callable[[], None]) -> None:
         try:
             watch()
-        except BaseException as error:  # a thread that ends in silence would leave nothing to judge
+        except BaseException as error:  # if a thread ended without a report, there would be nothing to judge
             self.failures.append(f"the watcher of {what} died at {time.time():.3f}, and saw nothing since: {error!r}")
 
     def _watch_offsets(self) -> None:
@@ -115,7 +115,7 @@ class Watcher:
                 log_id, positions = self._rig.log_positions()
             except SluiceError:
                 continue
-            found = database.read()  # after the log: it never begins behind what is stored by now
+            found = database.read()  # after the log, which never begins after the current stored offset
             stored |= found or {}
             self.seen.lags.append(
                 LagSample(
@@ -135,14 +135,14 @@ class Watcher:
 
 
 class _Offsets:
-    """The stored offsets, on one connection while it lasts."""
+    """Reads the stored offsets on one connection while it lasts."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self._connection: Any = None
 
     def read(self) -> dict[tuple[str, int], int] | None:
-        """Offsets by log and partition; None where PostgreSQL does not answer."""
+        """Offsets by log and partition; None if PostgreSQL does not answer."""
         try:
             if self._connection is None:
                 self._connection = psycopg2.connect(
@@ -182,7 +182,7 @@ def _health_sample(number: int, port: int) -> HealthSample:
     try:
         with urllib.request.urlopen(url, timeout=HEALTH_SECONDS_MAX) as answer:
             document = json.loads(answer.read())
-    except (OSError, ValueError):  # an error's status too: health always answers with 200
+    except (OSError, ValueError):  # includes error statuses, because health always answers with 200
         return HealthSample(time.time(), number, None)
     return HealthSample(
         time.time(),

@@ -1,4 +1,4 @@
-"""Which part was disturbed at which time, by the executed schedule. The judge uses it to excuse effects of a fault.
+"""The disturbed parts by time, from the executed schedule. The judge uses them to excuse the effects of a fault.
 
 All times are seconds since the epoch by the harness' own clock, which no fault touches.
 """
@@ -15,7 +15,7 @@ class Part(StrEnum):
     LOG = "log"
     CONTROL = "control"  # the control server
     DATABASE = "database"
-    WORKERS = "workers"  # those that drain
+    WORKERS = "workers"  # the workers that drain
     LOOP = "loop"  # control worker and Beat
     PAUSE = "pause"  # consumption, paused by an operator
 
@@ -25,10 +25,10 @@ EVERYTHING = frozenset(Part)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A fault, from before it is made until after it is repaired.
+    """The time of a fault, from before its injection until after its repair.
 
-    Between `made_at` and `repair_at` nobody can reach the parts that are `dead`, and where `accepts_nothing`, no event
-    can have the copies that its acknowledgement promises.
+    Between `made_at` and `repair_at`, the `dead` parts are unreachable. If `accepts_nothing` is set, no event can get
+    the copies that its acknowledgement promises in this time.
     """
 
     name: str
@@ -79,11 +79,11 @@ class Windows:
         ]
 
     def accepts_nothing(self, start: float, end: float) -> bool:
-        """Whether all the time no event could have its copies."""
+        """Whether no event could get its copies in the whole time."""
         return any(one.accepts_nothing and one.made_at <= start and end <= one.repair_at for one in self._windows)
 
     def was_dead(self, part: Part, start: float, end: float, *, since_seconds: float) -> bool:
-        """Whether nobody could reach a part all the time, from `since_seconds` before on."""
+        """Whether a part was unreachable in the whole time and in the `since_seconds` before it."""
         return any(
             part in one.dead and one.made_at + since_seconds <= start and end <= one.repair_at for one in self._windows
         )
