@@ -162,7 +162,7 @@ class ClientProcess:
             self.process.stdout.close()
 
     def stop(self) -> None:
-        """End in order: every request that was sent gets its outcome."""
+        """End in order, so that every sent request gets its outcome."""
         self.signal(signal.SIGTERM)
         try:
             self.process.wait(15)
@@ -432,7 +432,7 @@ class Rig:
         self.clients = []
 
     def counts(self) -> Counter[str]:
-        """Events by outcome, as clients reported them; `sent` counts all, repeats included."""
+        """Events by outcome, as clients reported them, repeats included; `sent` counts each event once."""
         total = Counter(self._gone_clients)
         for client in self.clients:
             total.update(client.counts)
