@@ -117,7 +117,8 @@ def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
     count = int(_QUIET_SECONDS / 2)
     tail, since = timeline.seconds[-count:], timeline.seconds[-count - 1 :]  # each second records the mode at its end
     hold_seconds = scenario.settings["rate_hold_seconds"]
-    if any(second.mode == Mode.UNKNOWN or second.rate_age > hold_seconds for second in since):
+    # Without a mode, the store held no rate at the end of that second: the fault took its state.
+    if any(second.mode in ("", Mode.UNKNOWN) or second.rate_age > hold_seconds for second in since):
         return None
     if any(math.isinf(second.rate_lowest) for second in since):  # no rate was published yet
         return None
