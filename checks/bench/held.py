@@ -125,7 +125,7 @@ class Held:
 
     def __init__(self, system: System, urls: dict[str, str], port: int) -> None:
         self._system = system
-        self._port = port
+        self.port = port  # of ingest
         self._settings = Settings.from_environ({**os.environ, **urls})
         self._store = wiring.make_control_store(self._settings)
         self._database = HeldDatabase(urls["DATABASE_URL"])
@@ -149,7 +149,7 @@ class Held:
         try:
             with made:
                 responses = uvloop.run(
-                    offer(LOOPBACK, self._port, self._requests, [(sec, rate / BODY_EVENTS) for sec, rate in phases])
+                    offer(LOOPBACK, self.port, self._requests, [(sec, rate / BODY_EVENTS) for sec, rate in phases])
                 )
         finally:
             self.thaw()
@@ -247,7 +247,7 @@ class Held:
         deadline = time.monotonic() + _REST_SECONDS_MAX
         while True:
             stored = self._database.rows("SELECT coalesce(sum(events), 0) FROM bench_stored")[0][0] if admitted else 0
-            with urllib.request.urlopen(f"http://{LOOPBACK}:{self._port}/api/logs/health", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{self.port}/api/logs/health", timeout=10) as answer:
                 health = msgspec.json.decode(answer.read())
             published = _patiently(self._store.state).rate
             if (
