@@ -25,7 +25,7 @@ from pipeline.clock import Clock
 from pipeline.flow.offered import OfferedTable
 from pipeline.flow.refusals import Refusals, RefusalTable
 from pipeline.flow.shares import PUBLISHED_FROM, Offered, Shares
-from pipeline.names import LimitedBy, ProtocolName
+from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy, ProtocolName
 from pipeline.ports.control import AccountLimit, account_limits
 from pipeline.settings import Settings
 
@@ -258,6 +258,11 @@ class Client:
     def has_keys(self) -> bool:
         """Whether the account of a request is that of its API key."""
         return self._keys is not None
+
+    @property
+    def level_max(self) -> Level:
+        """The highest level that the last request may have, by its API key."""
+        return LEVEL_HIGHEST if self._key is None else self._key.level_max
 
     @property
     def recent(self) -> AccountCounter | None:

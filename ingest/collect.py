@@ -58,9 +58,14 @@ class Collector:
         """Gate.admits_all_levels."""
         return self._entrance.admits_all_levels
 
-    def level_of(self, priority: str | None) -> Level | None:
+    def level_of(self, priority: str | None, level_max: Level = LEVEL_HIGHEST) -> Level | None:
         """Gate.level_of."""
-        return LEVEL_HIGHEST if self._levels is None else level_of_priority(priority)
+        if self._levels is None:
+            return LEVEL_HIGHEST
+        level = level_of_priority(priority)
+        if level is None:
+            return level_max if level_max is Level.DEBUG else None  # the lowest one is that of any events
+        return min(level, level_max)
 
     def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
         """Gate.seconds_closed."""
@@ -120,9 +125,13 @@ class Collector:
         headers = request.headers
         decode = codec.decode(request)
         inflate = codec.inflate(headers)
-        level = LEVEL_HIGHEST if self._levels is None else level_of_priority(headers.get("priority"))
+        level: Level | None = LEVEL_HIGHEST
+        level_max = LEVEL_HIGHEST
+        if self._levels is not None:
+            level_max = request.level_max
+            level = self.level_of(headers.get("priority"), level_max)
         is_passable = tally.hold is None and self.is_open()
-        refusal = None if is_passable else self.refusal(LEVEL_HIGHEST if level is None else level, tally)
+        refusal = None if is_passable else self.refusal(level_max if level is None else level, tally)
         if refusal is not None:
             self.note_rejected(level)
             if isinstance(refusal, RateLimitedError):
@@ -138,7 +147,7 @@ class Collector:
             if not count:
                 return batch  # a protocol may have bodies without events
             if level is None:
-                level = level_of(batch.events)
+                level = min(level_of(batch.events), level_max)
             try:
                 take_now = self._entrance.take_now
                 is_admitted = self._entrance.admit_now(tally, count, level) if take_now is None else take_now(count)

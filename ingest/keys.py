@@ -18,7 +18,7 @@ from ingest.errors import ForbiddenError, KeysUnknownError, UnauthorizedError
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.keys import ApiKey, digest_of
-from pipeline.names import KeyRefusal, ProtocolName
+from pipeline.names import LEVEL_HIGHEST, KeyRefusal, Level, ProtocolName
 from pipeline.ports.keys import KeyMirror
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ CLOCK_STEP_SECONDS: Final = 5.0  # of the control store's clock, above which the
 _OR_CERTIFICATE: Final = (
     "this request needs an API key, or its connection a client's certificate with a name that can be an account"
 )
+# A word that this version does not know must not raise a key.
+_LEVELS: Final = {None: LEVEL_HIGHEST} | {level.label: level for level in Level}
 STORED_SECONDS: Final = 2.0  # between two reads of PostgreSQL, while neither it nor the mirror has answered
 
 
@@ -38,6 +40,7 @@ class KnownKey:
     account: str
     protocols: frozenset[str] | None  # None: all
     expires_at: float | None  # monotonic
+    level_max: Level = LEVEL_HIGHEST  # that its requests may have
 
 
 class KeyRing:
@@ -77,6 +80,7 @@ class KeyRing:
                 key.account,
                 frozenset(key.protocols) if key.protocols else None,
                 None if key.expires is None else now + key.expires - time,
+                _LEVELS.get(key.level, Level.DEBUG),
             )
             for key in keys
         }

@@ -129,6 +129,10 @@ class Request(RequestHead, Protocol):
         Raises UnauthorizedError, ForbiddenError, KeysUnknownError: for its API key, if there must be one.
         """
 
+    @property
+    def level_max(self) -> Level:
+        """The highest level that it may have, once it is identified."""
+
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
         """The body as it was sent; `held` counts its bytes. Raises BodyTooLargeError, OverloadedError."""
 
@@ -143,8 +147,8 @@ class Gate(Protocol):
     def admits_all_levels(self) -> bool:
         """Whether no level is rejected before the others."""
 
-    def level_of(self, priority: str | None) -> Level | None:
-        """The level of a request by its header Priority; None if only its events can tell."""
+    def level_of(self, priority: str | None, level_max: Level = LEVEL_HIGHEST) -> Level | None:
+        """The level of a request by its header Priority, at most `level_max`; None if only its events can tell."""
 
     def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
         """Seconds for which it rejects all requests of a level and below, as far as known; 0 if it does not.

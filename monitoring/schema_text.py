@@ -104,6 +104,7 @@ TABLES: Final[Mapping[str, TableText]] = {
             "made_by": "who made it",
             "why": _WHY,
             "since": "when it was made",
+            "level": "the highest level that its requests may have; NULL: any",
         },
     ),
     "api_keys_version": TableText(

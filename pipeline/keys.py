@@ -30,6 +30,7 @@ class ApiKey:
     actor: str
     why: str
     since: float
+    level: str | None = None  # the highest level that its requests may have; None: any
 
     @property
     def account(self) -> str:

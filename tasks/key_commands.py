@@ -12,7 +12,7 @@ from pipeline.account import KEY_NAME, account_of_key
 from pipeline.errors import RecoverableError
 from pipeline.event_text import day_time
 from pipeline.keys import DIGEST, KEY_ID, ApiKey
-from pipeline.names import ControlEventKind, ProtocolName
+from pipeline.names import ControlEventKind, Level, ProtocolName
 from pipeline.ports.control import OperatorLimit, account_limits
 from tasks.commands import CommandError, limit_text_of, set_account_limit
 from tasks.context import WorkerContext
@@ -34,6 +34,7 @@ def create(
     protocols: Sequence[str] = (),
     days: float | None = None,
     rate: float | None = None,
+    level: str | None = None,
     why: str,
 ) -> str:
     """Store a key, of which only the id and the digest are known here. Raises SinkUnavailableError if it can't."""
@@ -47,6 +48,9 @@ def create(
     unknown = [one for one in protocols if one not in known]
     if unknown:
         raise CommandError(f"{', '.join(unknown)}: the protocols are {', '.join(sorted(known))}")
+    levels = [one.label for one in Level]
+    if level is not None and level not in levels:
+        raise CommandError(f"{level!r} is no level: {', '.join(levels)}")
     if days is not None and not 0 < days <= _DAYS_MAX:
         raise CommandError(f"the time is {days:g} days; it takes more than 0, up to {_DAYS_MAX:g}")
     count = len(context.operators.load_keys().keys)
@@ -54,11 +58,13 @@ def create(
         raise CommandError(f"there are {count:,} API keys already (API_KEYS_MAX): revoke some first")
     now = context.clock.now()
     expires = None if days is None else now + days * _DAY_SECONDS
-    key = ApiKey(key_id, name, digest, tuple(sorted(set(protocols))), expires, actor, why, now)
+    key = ApiKey(key_id, name, digest, tuple(sorted(set(protocols))), expires, actor, why, now, level)
     # The limit first: if it fails, there is no key that nobody has seen.
     limit = "" if rate is None else f" {set_account_limit(context, actor, key.account, rate=rate, why=why)}"
     context.operators.save_key(key)
     words = f"API key {key_id} was made for {name}, by {actor}: {why}. {_described(key)}{limit}"
+    if level is not None and not context.settings.admission_levels:
+        words += " ADMISSION_LEVELS is off: the level has no effect."
     words += _copy(context)
     _record(context, ControlEventKind.KEY_MADE, actor, why, {"id": key_id, "name": name})
     return words
@@ -131,6 +137,7 @@ def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
             "name": key.name,
             "account": account_of_key(key.name),
             "protocols": list(key.protocols),
+            "level": key.level,
             "expires": key.expires,
             "rate": None if key.account not in limits else limits[key.account].rate,
             "by": key.actor,
@@ -155,10 +162,11 @@ def _asked_limits(context: WorkerContext) -> Mapping[str, OperatorLimit] | None:
 
 def _described(key: ApiKey, now: float | None = None) -> str:
     protocols = f"For {', '.join(key.protocols)}" if key.protocols else "For all protocols"
+    level = "" if key.level is None else f" up to the level {key.level},"
     if key.expires is None:
-        return f"{protocols}, without an end."
+        return f"{protocols},{level} without an end."
     has_ended = now is not None and key.expires <= now
-    return f"{protocols}, {'EXPIRED at' if has_ended else 'until'} {day_time(key.expires)}."
+    return f"{protocols},{level} {'EXPIRED at' if has_ended else 'until'} {day_time(key.expires)}."
 
 
 def _copy(context: WorkerContext) -> str:

@@ -56,6 +56,7 @@ def _run(context: WorkerContext, asked: argparse.Namespace) -> int:
                 protocols=protocols_of(asked.protocols),
                 days=asked.days,
                 rate=asked.rate,
+                level=asked.level,
                 why=asked.why,
             )
             sys.stderr.write(f"{on_its_lines(words)}\n")

@@ -298,7 +298,9 @@ def clear_account_limit(state: Any, words: Any = (), by: str = "", ticket: str =
     return _done(state, ticket, lambda context: commands.clear_account_limit(context, by, account, why))
 
 
-_KEYS_CREATE = "keys_create <name> [--rate <events/s>] [--protocols <a,b>] [--days <number>] [reason …]"
+_KEYS_CREATE = (
+    "keys_create <name> [--rate <events/s>] [--protocols <a,b>] [--level <level>] [--days <number>] [reason …]"
+)
 
 
 @control_command(variadic="words", signature=_KEYS_CREATE.partition(" ")[2])
@@ -309,7 +311,7 @@ def keys_create(
     left = [str(word) for word in words]
     try:
         rate, days = _number_among(left, "rate"), _number_among(left, "days")
-        protocols = _option_among(left, "protocols") or ""
+        protocols, level = _option_among(left, "protocols") or "", _option_among(left, "level")
         name = left[0]
     except (IndexError, ValueError):
         return _usage("a name is missing, or an option has no value", _KEYS_CREATE)
@@ -318,7 +320,7 @@ def keys_create(
         state, ticket,
         lambda context: key_commands.create(
             context, by, name, key_id=key_id, digest=digest, protocols=protocols_of(protocols), days=days, rate=rate,
-            why=why,
+            level=level, why=why,
         ),
     )  # fmt: skip
 

@@ -388,7 +388,7 @@ class _Open:
     def is_open(self) -> bool:
         return True
 
-    def level_of(self, priority: str | None) -> Level:
+    def level_of(self, priority: str | None, level_max: Level = LEVEL_HIGHEST) -> Level:
         return LEVEL_HIGHEST
 
     def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:

@@ -115,7 +115,10 @@ class EarlyRejection:
             held is None
             and seconds <= 0
             and not is_unknown
-            and (gate.admits_all_levels or _HAS_PRIORITY.search(data, 0, grammar.HEAD_BYTES_MAX) is None)
+            and (
+                gate.admits_all_levels
+                or (client.level_max is LEVEL_HIGHEST and _HAS_PRIORITY.search(data, 0, grammar.HEAD_BYTES_MAX) is None)
+            )
         ):
             return None
         read = self._read(data)
@@ -129,8 +132,9 @@ class EarlyRejection:
             except KeyRefusedError as refusal:
                 return self._respond(self._to_key(refusal, fields), name, fields), length
             held = self._held(tally, seconds)
-        level = gate.level_of(fields.get("priority"))
-        level_needed = LEVEL_HIGHEST if level is None else level
+        level_max = client.level_max
+        level = gate.level_of(fields.get("priority"), level_max)
+        level_needed = level_max if level is None else level
         if level_needed is not LEVEL_HIGHEST:
             seconds = gate.seconds_closed(level_needed)
         responses = self._responses_to(level_needed, seconds, held, fields)

@@ -38,7 +38,7 @@ from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, to_sanic, whole
 from ingest.types import Codec, Lifecycle, Response
-from pipeline.names import ProtocolName
+from pipeline.names import Level, ProtocolName
 
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
@@ -139,6 +139,11 @@ class IngestHttp(Http):
             return client.tally_of_key(headers.get("x-api-key"), headers.get("authorization"), protocol)
         # A proxy may add a line of its own below those of its client.
         return client.tally_of(self._all_lines(client.field))
+
+    @property
+    def level_max(self) -> Level:
+        """The highest level that the current request may have; see Request."""
+        return self._client.level_max
 
     async def http1(self) -> None:
         """Handle requests until the connection ends."""

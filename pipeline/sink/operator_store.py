@@ -98,8 +98,8 @@ class PostgresOperatorStore:
         version = self.keys_version()
         found = self._session.rows(query("load_keys"))
         keys = [
-            ApiKey(key_id, name, digest, tuple(protocols), expires, actor, why, since)
-            for key_id, name, digest, protocols, expires, actor, why, since in found
+            ApiKey(key_id, name, digest, tuple(protocols), expires, actor, why, since, level)
+            for key_id, name, digest, protocols, expires, actor, why, since, level in found
         ]
         return StoredKeys(version, tuple(keys))
 
@@ -119,6 +119,7 @@ class PostgresOperatorStore:
                 "made_by": key.actor.replace("\0", ""),
                 "why": key.why.replace("\0", ""),
                 "since": key.since,
+                "level": key.level,
             },
         )
 

@@ -577,7 +577,7 @@ DELETE FROM control_account_limits WHERE account = %(account)s;
 
 -- name: load_keys
 SELECT id, name, sha256, protocols, extract(epoch FROM expires)::float8, made_by, why,
-       extract(epoch FROM since)::float8
+       extract(epoch FROM since)::float8, level
 FROM api_keys ORDER BY id;
 
 -- name: keys_version
@@ -585,9 +585,9 @@ SELECT version FROM api_keys_version WHERE id = 1;
 
 -- name: save_key
 WITH made AS (
-    INSERT INTO api_keys (id, name, sha256, protocols, expires, made_by, why, since)
+    INSERT INTO api_keys (id, name, sha256, protocols, expires, made_by, why, since, level)
     VALUES (%(id)s, %(name)s, %(sha256)s, %(protocols)s::text[], to_timestamp(%(expires)s), %(made_by)s, %(why)s,
-            to_timestamp(%(since)s))
+            to_timestamp(%(since)s), %(level)s)
     ON CONFLICT (id) DO NOTHING
     RETURNING 1
 )

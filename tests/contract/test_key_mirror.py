@@ -1,5 +1,6 @@
 """The contract of the mirror of the API keys, on Redis and in memory."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from stack.servers import Server
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
 ONE = ApiKey("00000001", "shop", "a" * 64, ("loki", "otlp"), 1_800_000_000.5, "ann@host", "a test", 5.25)
-TWO = ApiKey("00000002", "shop", "b" * 64, (), None, "ann@host", "a test", 6.5)
+TWO = ApiKey("00000002", "shop", "b" * 64, (), None, "ann@host", "a test", 6.5, "warn")
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -57,6 +58,16 @@ def test_a_flush_makes_it_unknown(rig: ControlRig) -> None:
     rig.keys.replace([ONE], "v", instead_of=None)
     rig.flush()
     assert (rig.keys.load(), rig.store.state().keys_version) == (None, None)
+
+
+def test_a_key_of_a_version_that_knew_no_levels_is_read(control_redis: Server) -> None:
+    rig = redis_rig(control_settings(control_redis.url))
+    rig.keys.replace([ONE], "v", instead_of=None)
+    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+        written = json.loads(client.hget(rig.settings.key_prefix + KEY_KEYS, ONE.id) or "")
+        del written["level"]
+        client.hset(rig.settings.key_prefix + KEY_KEYS, ONE.id, json.dumps(written))
+    assert rig.keys.load() == MirroredKeys("v.0", (ONE,))
 
 
 def test_a_key_that_can_not_be_read_is_not_valid(control_redis: Server) -> None:

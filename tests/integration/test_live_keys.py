@@ -217,6 +217,32 @@ def test_the_account_is_that_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None
         assert (other["requests"], other["accounts"]) == (0, [])
 
 
+def test_no_request_has_a_higher_level_than_its_key() -> None:
+    # Given a bucket that is too empty for the level DEBUG, and a key for that level only
+    low = replace(stored("low", "0000000c", "low"), level="debug")
+    with edge_with_keys(
+        ingest_processes_max=1, admission_levels=True, rate_min=1, rate_max=1, burst_seconds=60
+    ) as edge:
+        edge.publish(1)
+        edge.keys.replace([*KEYS, low], "one", instead_of=None)
+        eventually(lambda: get(edge.port, "/readyz").status == 200, "the keys are known")
+        assert post(edge.port, [sample(severity="ERROR")] * 40, headers=BEARER).status == 202
+        # Then neither a severity nor a Priority raises its requests, on the normal path and on the early one
+        with Wire(edge.port) as wire:
+            for headers in ({}, {}, {"Priority": "u=0"}, {"Priority": "u=0"}):
+                wire.send(
+                    request(json.dumps(sample(severity="FATAL")).encode(), headers={"X-Api-Key": "low"} | headers)
+                )
+                refused = wire.answer()
+                assert (refused.status, refused.error["limitedBy"]) == (429, "level")
+            # And a key without a level, on the same connection, is not concerned
+            wire.send(request(json.dumps(sample(severity="FATAL")).encode(), headers={"X-Api-Key": SHOP}))
+            assert wire.answer().status == 202
+        name = 'sluice_ingest_level_events_total{level="%s",result="%s"}'
+        assert metric(edge.port, name % ("debug", "refused")) == 4
+        assert metric(edge.port, name % ("error", "accepted")) == 41
+
+
 def test_the_client_of_a_checkout_sends_the_key_of_its_setting(edge: RunningIngest, tmp_path: Path) -> None:
     events = tmp_path / "events.ndjson"
     events.write_bytes(BODY + b"\n")

@@ -91,7 +91,7 @@ def test_api_keys_are_kept_and_each_change_has_a_version_of_its_own(database_url
         versions = [store.keys_version()]
         assert store.load_keys() == StoredKeys(versions[0], ())
         one = ApiKey("00000001", "shop", "a" * 64, ("loki", "otlp"), 1_800_000_000.5, "ada@example", "why\0", 5.25)
-        two = ApiKey("00000002", "shop", "b" * 64, (), None, "ada@example", "", 6.5)
+        two = ApiKey("00000002", "shop", "b" * 64, (), None, "ada@example", "", 6.5, "info")
         for key in (two, one):
             store.save_key(key)
             versions.append(store.keys_version())

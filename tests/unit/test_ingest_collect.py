@@ -65,6 +65,7 @@ class WordsRequest:
     target: str = "/words"
     was_read: bool = False
     tally: AccountCounter = field(default_factory=lambda: AccountCounter("198.51.100.1"))
+    level_max: Level = LEVEL_HIGHEST
 
     def identify(self, protocol: ProtocolName | None) -> AccountCounter:
         return self.tally

@@ -131,6 +131,21 @@ def test_without_what_redis_knows_the_keys_are_listed_and_their_limits_are_unkno
     assert [document["id"] for document in documents] == [other, limited]
 
 
+def test_a_key_may_have_a_highest_level() -> None:
+    parts: Any = Parts(admission_levels=True)
+    key_id, said = create(parts, level="warn", protocols=["otlp"])
+    assert "For otlp, up to the level warn, without an end." in said
+    assert "ADMISSION_LEVELS" not in said
+    assert parts.operators.keys[key_id].level == "warn"
+    words, [document] = key_commands.listed(parts)
+    assert "For otlp, up to the level warn, without an end." in words
+    assert document["level"] == "warn"
+    # And a command says that a level has no effect while levels are off
+    parts = Parts()
+    assert "ADMISSION_LEVELS is off: the level has no effect" in create(parts, level="debug")[1]
+    assert key_commands.listed(parts)[1][0]["level"] == "debug"
+
+
 def test_a_name_stands_for_all_its_keys() -> None:
     parts: Any = Parts()
     first, second, other = create(parts)[0], create(parts)[0], create(parts, "other")[0]
@@ -145,6 +160,7 @@ def test_a_name_stands_for_all_its_keys() -> None:
         ("a b", {}, "no name of a key"),
         ("x" * 64, {}, "no name of a key"),
         ("shop", {"protocols": ["otlp", "http"]}, "http: the protocols are elasticsearch, events"),
+        ("shop", {"level": "fatal"}, "'fatal' is no level: debug, info, warn, error"),
         ("shop", {"days": 0.0}, "the time is 0 days"),
         ("shop", {"days": float("nan")}, "the time is nan days"),
         ("shop", {"digest": "x"}, "the key is missing"),
@@ -257,9 +273,9 @@ def test_celery_s_commands_take_their_options(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(remote, "_done", lambda state, ticket, work: {"ok": work(parts)})
     monkeypatch.setattr(remote, "_answered", lambda state, ticket, work: work(parts))
     key, key_id = make_key()
-    words = ("shop", "--rate", "5", "--protocols=otlp,loki", "--days", "3", "for", "the", "shop")
+    words = ("shop", "--rate", "5", "--protocols=otlp,loki", "--level", "info", "--days", "3", "for", "the", "shop")
     said = remote.keys_create(None, words=words, key_id=key_id, digest=digest_of(key), by="ann@host")["ok"]
-    assert "for shop, by ann@host: for the shop. For loki, otlp, until " in said
+    assert "for shop, by ann@host: for the shop. For loki, otlp, up to the level info, until " in said
     assert parts.operators.limits == {"key:shop": 5.0}
     assert key_id in remote.inspect_keys(None)["ok"]
     assert "a name is missing, or an option has no value" in remote.keys_create(None, words=("shop", "--rate"))["error"]
@@ -302,12 +318,16 @@ def test_the_command_line_prints_the_key_alone(
 ) -> None:
     parts: Any = Parts()
     monkeypatch.setattr(keys, "WorkerContext", lambda settings: parts)
-    assert keys.main(["create", "shop", "--rate", "7", "--protocols", "otlp, loki", "--why", "a test"]) == 0
+    assert (
+        keys.main(["create", "shop", "--rate", "7", "--protocols", "otlp, loki", "--level", "warn", "--why", "a test"])
+        == 0
+    )
     said = capsys.readouterr()
     key = said.out.strip()
     [stored] = parts.operators.keys.values()
     assert stored.digest == digest_of(key)
     assert stored.protocols == ("loki", "otlp")
+    assert stored.level == "warn"
     assert "was made for shop" in said.err
     assert key not in said.err
     assert keys.main(["list"]) == 0
