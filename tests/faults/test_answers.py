@@ -137,11 +137,23 @@ def test_a_clock_that_was_wrong_is_wrong_by_what_it_was_set() -> None:
     assert columns(ROW._replace(received_at=910.0), clocks=[ClockSpan(1010.0, 1020.0, -90)]) != []
 
 
-def test_a_request_whose_client_waits_no_longer_may_still_be_taken_up() -> None:
-    late = ROW._replace(received_at=1008.0)
-    assert columns(late, request("no answer: TimeoutError", seconds=2.5, name="r")) == []
+def test_a_request_whose_client_waits_no_longer_may_be_taken_up_until_it_is_stored() -> None:
+    given_up = request("no answer: TimeoutError", seconds=2.5, name="r")
+    killed = Request(1000.0, 2, given_id="r")
+    # A busy ingest process reads what its socket holds at some time, however late
+    late = ROW._replace(received_at=1060.0, stored_at=1060.5)
+    for one in (given_up, killed):
+        assert columns(late, one) == []
+        assert columns(late._replace(received_at=970.0), one, clocks=[ClockSpan(1050.0, 1070.0, -90)]) == []
+        # Not before it was sent, not after it was stored, and not without the clock that was shifted
+        assert "time of arrival" in columns(late._replace(received_at=998.0), one)[0]
+        assert "time of arrival" in columns(late._replace(received_at=1062.0), one)[0]
+        assert "time of arrival" in columns(late._replace(received_at=970.0), one)[0]
+    # A record of the log says nothing of a time after its arrival
+    found = Found("log.2", log=[late._replace(stored_at=None)], partition_counts=frozenset({2}))
+    assert check_columns(of(given_up), found, ()) == {}
+    # One with an answer was under way until then
     assert columns(late, request("202", accepted=1, seconds=2.5, name="r")) != []
-    assert columns(ROW._replace(received_at=1020.0), request("no answer: TimeoutError", seconds=2.5, name="r")) != []
 
 
 @pytest.mark.parametrize(
