@@ -21,6 +21,7 @@ _WORD: Final = re.compile(r"\S+")
 _USER_END: Final = re.compile(r"[:/@]")
 _NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
 _API_KEY: Final = re.compile(r"(slc_[0-9a-f]{8}_)[0-9a-f]+")  # of pipeline/keys.py; the id before it is public
+_ACCESS_TOKEN: Final = re.compile(r"\beyJ[\w-]{8,}\.[\w-]*\.[\w-]*")  # a JWT: its header is JSON
 _TOKEN: Final = re.compile(r'(percent-encoded (?:token|value)): ".*"')  # libpq quotes only the password
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
@@ -159,6 +160,8 @@ def hide_secrets(text: str) -> str:
         text = _TOKEN.sub(rf'\1: "{_HIDDEN}"', text)
     if "slc_" in text:
         text = _API_KEY.sub(rf"\1{_HIDDEN}", text)
+    if "eyJ" in text:
+        text = _ACCESS_TOKEN.sub(_HIDDEN, text)
     return _known.hide(_NAMED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text)
 
 

@@ -92,7 +92,7 @@ class KafkaLog:
         self._topic = settings.log_topic
         self._clock = clock or SystemClock()
         self._bootstrap = parse_bootstrap(settings.event_log_url)
-        self._security = KafkaSecurity.of(settings)
+        self._security = KafkaSecurity.of(settings, self._clock)
         self._wire = self._new_wire(CALL_SECONDS_MAX)
         append_wire = self._new_wire(min(CALL_SECONDS_MAX, settings.append_seconds_max))  # may run beside other calls
         self._writer = KafkaWriter(settings, append_wire, self._new_producer, lowest_offsets, self._clock)

@@ -6,6 +6,7 @@ status". Python is not told that status, so every failure of a record that was t
 
 import logging
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.clock import Clock
+from pipeline.log.kafka_confluent_oauth import LibraryTokens
 from pipeline.log.kafka_producer import ProducerError, Sent
 from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import BATCH_BYTES_NEEDED, PRODUCER_BATCH_BYTES
@@ -27,6 +29,20 @@ _RECONNECT_MS_MAX: Final = 1_000
 # One call of `poll`: from 0.2 s on, the library waits for the whole time even if there is something to serve.
 _POLL_SECONDS: Final = 0.1
 _GIVE_UP_SECONDS: Final = 0.5  # until the reports about records that were given up are served
+_OPTIONS: Final = {
+    "client.id": "sluice",
+    "enable.idempotence": True,  # acks=all, order kept, at most 5 requests in flight
+    "linger.ms": 5,  # `flush` does not wait for it
+    "batch.size": PRODUCER_BATCH_BYTES,
+    "message.max.bytes": 2 * BATCH_BYTES_NEEDED,  # the topic's own limit decides
+    "message.timeout.ms": _MESSAGE_TIMEOUT_MS,
+    "request.timeout.ms": _MESSAGE_TIMEOUT_MS,
+    "reconnect.backoff.max.ms": _RECONNECT_MS_MAX,
+    "queue.buffering.max.kbytes": _BUFFER_KBYTES,
+    "queue.buffering.max.messages": 0,  # the bytes limit it
+    "allow.auto.create.topics": False,
+    "log.connection.close": False,  # brokers close idle connections
+}
 
 
 class _Sent:
@@ -87,44 +103,65 @@ class ConfluentProducer:
     """Producer on confluent-kafka. Make it in the process that uses it: its threads do not survive a fork."""
 
     def __init__(self, bootstrap: Sequence[str], security: KafkaSecurity, clock: Clock) -> None:
-        """Returns at once; it connects in threads of its own. Raises ProducerError if the library refuses an option."""
+        """Returns at once; it connects in threads of its own. Raises ProducerError if the library refuses an option.
+
+        With tokens, the library's constructor returns when it has one, which takes 1 to 10 s. So a thread calls it.
+        """
         self._clock = clock
         self._topic = ""
         self._known: set[int] = set()
         self._open: list[_Sent] = []  # without all their reports, as far as is known
         self.is_broken = False
         self._client: confluent_kafka.Producer | None = None
+        self._why_not = ""  # why there is no client
+        self._refusal = ""  # of a broker that does not accept this client
+        self._changing = threading.Lock()
+        self._is_closed = False
+        self._tokens: LibraryTokens | None = None
+        options = {
+            **_OPTIONS,
+            "bootstrap.servers": ",".join(bootstrap),
+            "error_cb": self._note,
+            **client_options(security),
+        }
+        if security.sasl is None or security.sasl.tokens is None:
+            try:
+                self._client = confluent_kafka.Producer(options, logger=_LIBRARY_LOGGER)
+            except KafkaException as error:  # a file that it can't read
+                raise ProducerError(_text(error)) from error
+        else:
+            self._why_not = "it waits for an access token"
+            self._tokens = LibraryTokens(security.sasl.tokens, security.sasl.extensions, clock)
+            options["oauth_cb"] = self._tokens.give
+            threading.Thread(target=self._make, args=(options,), name="kafka-producer", daemon=True).start()
+
+    def _note(self, error: KafkaError) -> None:
+        """`error_cb`: called from `poll` and `flush`."""
+        if error.code() == KafkaError._AUTHENTICATION:
+            self._refusal = f"({error.str()})"
+
+    def _make(self, options: dict[str, Any]) -> None:
         try:
-            self._client = confluent_kafka.Producer(
-                {
-                    "bootstrap.servers": ",".join(bootstrap),
-                    "client.id": "sluice",
-                    "enable.idempotence": True,  # acks=all, order kept, at most 5 requests in flight
-                    "linger.ms": 5,  # `flush` does not wait for it
-                    "batch.size": PRODUCER_BATCH_BYTES,
-                    "message.max.bytes": 2 * BATCH_BYTES_NEEDED,  # the topic's own limit decides
-                    "message.timeout.ms": _MESSAGE_TIMEOUT_MS,
-                    "request.timeout.ms": _MESSAGE_TIMEOUT_MS,
-                    "reconnect.backoff.max.ms": _RECONNECT_MS_MAX,
-                    "queue.buffering.max.kbytes": _BUFFER_KBYTES,
-                    "queue.buffering.max.messages": 0,  # the bytes limit it
-                    "allow.auto.create.topics": False,
-                    "log.connection.close": False,  # brokers close idle connections
-                    **client_options(security),
-                },
-                logger=_LIBRARY_LOGGER,
-            )
-        except KafkaException as error:  # a file that it can't read
-            raise ProducerError(_text(error)) from error
+            client = confluent_kafka.Producer(options, logger=_LIBRARY_LOGGER)
+        except KafkaException as error:
+            self._why_not, self.is_broken = _text(error), True
+            return
+        with self._changing:
+            if not self._is_closed:
+                self._client = client
 
     def partitions_for(self, topic: str, seconds_max: float) -> set[int]:
+        if self._tokens is not None and self._tokens.are_late:
+            self.is_broken = True
         if topic == self._topic:
             self._poll(0)
             return self._known
         try:
             found = self._ready_client().list_topics(topic, timeout=seconds_max).topics.get(topic)
         except KafkaException as error:
-            raise ProducerError(_text(error)) from error
+            self._poll(0)  # serves what the library has to say about it
+            raise ProducerError(f"{_text(error)} {self._refusal}".rstrip()) from error
+        self._refusal = ""
         if found is None or found.error is not None:
             raise ProducerError("there is no such topic" if found is None else found.error.str())
         self._topic, self._known = topic, set(found.partitions)
@@ -184,7 +221,11 @@ class ConfluentProducer:
                 return
 
     def close(self, seconds_max: float) -> None:
-        client, self._client = self._client, None
+        with self._changing:
+            self._is_closed = True
+            client, self._client = self._client, None
+        if self._tokens is not None:
+            self._tokens.close()
         if client is None:
             return
         self._serve(client.flush, seconds_max)
@@ -198,7 +239,7 @@ class ConfluentProducer:
 
     def _ready_client(self) -> confluent_kafka.Producer:
         if self._client is None:
-            raise ProducerError("it is closed")
+            raise ProducerError("it is closed" if self._is_closed else self._why_not)
         return self._client
 
     def _poll(self, seconds: float) -> None:
@@ -237,7 +278,9 @@ def client_options(security: KafkaSecurity) -> dict[str, Any]:
         }
         options |= {name: value for name, value in given.items() if value}
     if sasl is not None:
-        options |= {"sasl.mechanism": sasl.mechanism, "sasl.username": sasl.user, "sasl.password": sasl.password}
+        options["sasl.mechanism"] = sasl.mechanism
+    if sasl is not None and sasl.tokens is None:
+        options |= {"sasl.username": sasl.user, "sasl.password": sasl.password}
     protocol = "PLAINTEXT" if files is None else "SSL"
     options["security.protocol"] = protocol if sasl is None else f"SASL_{protocol}"
     return options

@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.account import is_loopback
 from pipeline.clock import Clock
 from pipeline.log.kafka_encoding import ResponseReader, blob, string
-from pipeline.log.kafka_security import PLAIN, KafkaRefusedError, KafkaSecurity, Sasl
+from pipeline.log.kafka_security import READABLE, KafkaRefusedError, KafkaSecurity, Sasl
 
 CLIENT_ID: Final = "sluice"
 FRAME_BYTES_MAX: Final = 16 << 20  # of a response; those requested here have some kilobytes
@@ -105,10 +105,11 @@ class KafkaLink:
     def _authenticate(self, sasl: Sasl, deadline: float) -> None:
         """Authenticate by SASL. Raises OSError, ValueError, KafkaRefusedError."""
         # The settings refuse this for EVENT_LOG_URL; but a broker there can name brokers on other machines.
-        if sasl.mechanism == PLAIN and self._security.context is None and not is_loopback(self._address[0]):
+        if sasl.mechanism in READABLE and self._security.context is None and not is_loopback(self._address[0]):
+            what = "password" if sasl.tokens is None else "access token"
             raise KafkaRefusedError(
-                "KAFKA_SASL_MECHANISM=PLAIN would send it the password unencrypted: EVENT_LOG_URL must begin with "
-                "kafka+ssl://, or use SCRAM-SHA-512"
+                f"KAFKA_SASL_MECHANISM={sasl.mechanism} would send it the {what} unencrypted: EVENT_LOG_URL must begin "
+                "with kafka+ssl://, or use SCRAM-SHA-512"
             )
         answer = self._exchange(_SASL_HANDSHAKE, string(sasl.mechanism), deadline)
         error, mechanisms = answer.int16(), answer.array(answer.string)
@@ -120,16 +121,13 @@ class KafkaLink:
             raise KafkaRefusedError("its listener has no SASL: leave KAFKA_SASL_MECHANISM empty, or use another port")
         if error:
             raise ValueError(f"SaslHandshake fails with error {error}")
-        conversation = sasl.conversation()
+        conversation = sasl.conversation(self._left(deadline))
         token: bytes | None = next(conversation)
         while token is not None:
             answer = self._exchange(_SASL_AUTHENTICATE, blob(token), deadline)
             error, message = answer.int16(), answer.string()
             if error == _WRONG_PASSWORD:
-                raise KafkaRefusedError(
-                    f"it refuses KAFKA_USER={sasl.user!r} by {sasl.mechanism}: there is no such user, or "
-                    "KAFKA_PASSWORD is wrong"
-                )
+                raise KafkaRefusedError(sasl.refusal)
             if error:
                 raise ValueError(f"SaslAuthenticate fails with error {error} {message}")
             token = _next_token(conversation, answer.blob())

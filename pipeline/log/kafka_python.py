@@ -15,6 +15,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from pipeline.clock import Clock
 from pipeline.log.kafka_clock import measure_by_monotonic_clock
 from pipeline.log.kafka_producer import ProducerError, Sent
+from pipeline.log.kafka_python_oauth import TokenProvider, use_tokens
 from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import PRODUCER_BATCH_BYTES
 
@@ -62,6 +63,10 @@ class PythonProducer:
     def connect(cls, bootstrap: Sequence[str], security: KafkaSecurity, clock: Clock) -> "PythonProducer":
         """A producer for these brokers (host:port). Returns at once; it connects in a thread of its own."""
         measure_by_monotonic_clock()
+        options = security.producer_options()
+        if security.sasl is not None and security.sasl.tokens is not None:
+            use_tokens()
+            options["sasl_oauth_token_provider"] = TokenProvider(security.sasl.tokens, security.sasl.extensions)
         client = KafkaProducer(
             bootstrap_servers=list(bootstrap),
             api_version=API_VERSION,
@@ -72,7 +77,7 @@ class PythonProducer:
             batch_size=PRODUCER_BATCH_BYTES,
             max_block_ms=50,
             request_timeout_ms=10_000,  # a retry before its frozen broker resumes stores records twice
-            **security.producer_options(),
+            **options,
         )
         return cls(client, clock)
 

@@ -306,6 +306,8 @@ class KafkaWriter:
             except ProducerError as error:
                 if now >= deadline:
                     self._is_suspect = True
+                    if producer.is_broken:
+                        self._drop_producer(_SHORT_SECONDS)
                     raise LogUnavailableError(f"the event log (Kafka) does not describe its topic: {error}") from error
                 self._clock.sleep(FIRST_POLL_SECONDS)
                 continue

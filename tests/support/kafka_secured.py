@@ -19,6 +19,7 @@ from pipeline.log.kafka_python import API_VERSION
 from pipeline.log.kafka_wire import KafkaWire
 from stack.servers import LOOPBACK, Server, free_port
 from support.certificates import Authority, Certificate
+from support.token_endpoint import SCOPE
 
 USER, PASSWORD = "sluice", "p;@%:/#ü 'x"  # of the user who may do everything
 NARROW_USER = "narrow"  # has the rights that docs/links.md lists, and no others
@@ -28,7 +29,7 @@ SESSION_MS = 3000  # on the listener without TLS
 
 _PROPERTIES = """\
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,\
-SASL_PLAINTEXT:SASL_PLAINTEXT
+SASL_PLAINTEXT:SASL_PLAINTEXT,OAUTH:SASL_PLAINTEXT
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS;User:sluice;User:CN=sluice
 ssl.keystore.type=PEM
@@ -44,6 +45,11 @@ listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram}
 listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}
 listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
 user_plain="plain-password";
+listener.name.oauth.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.oauth.oauthbearer.connections.max.reauth.ms={session_ms}
+listener.name.oauth.oauthbearer.sasl.jaas.config=\
+org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
+unsecuredLoginStringClaim_sub="broker" unsecuredValidatorRequiredScope="{scope}";
 """
 _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
@@ -57,6 +63,7 @@ class SecuredKafka(Server):
     tls_port: int = 0  # wants a client's certificate, no password
     sasl_tls_port: int = 0
     sasl_port: int = 0  # without TLS; only SCRAM-SHA-512, and sessions that end
+    oauth_port: int = 0  # without TLS; only OAUTHBEARER, with unsigned tokens of the scope SCOPE; sessions end
 
     def start(self, *, seconds_max: float = 60.0) -> Server:
         super().start(seconds_max=seconds_max)
@@ -126,15 +133,23 @@ def secured(server: Server, folder: Path) -> SecuredKafka:
         tls_port=free_port(),
         sasl_tls_port=free_port(),
         sasl_port=free_port(),
+        oauth_port=free_port(),
     )
-    more = {"SSL": made.tls_port, "SASL_SSL": made.sasl_tls_port, "SASL_PLAINTEXT": made.sasl_port}
+    more = {
+        "SSL": made.tls_port,
+        "SASL_SSL": made.sasl_tls_port,
+        "SASL_PLAINTEXT": made.sasl_port,
+        "OAUTH": made.oauth_port,
+    }
     listeners = "".join(f",{name}://{LOOPBACK}:{port}" for name, port in more.items())
     properties = Path(server.command[-1])
     lines = [
         line + listeners if line.startswith(("listeners=", "advertised.listeners=")) else line
         for line in properties.read_text().splitlines()
     ]
-    lines.append(_PROPERTIES.format(keystore=broker.both, ca=authority.ca, scram=_SCRAM, session_ms=SESSION_MS))
+    lines.append(
+        _PROPERTIES.format(keystore=broker.both, ca=authority.ca, scram=_SCRAM, session_ms=SESSION_MS, scope=SCOPE)
+    )
     properties.write_text("\n".join(lines))
     return made
 

@@ -8,9 +8,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from unit.test_log_kafka_writer import FakeWire
 
+from checks.testbed.waiting import wait_until
 from pipeline.clock import ManualClock
 from pipeline.errors import LogFullError, LogIndeterminateError, LogPartialError, LogUnavailableError, SettingsError
 from pipeline.log.kafka_confluent import ConfluentProducer, client_options
+from pipeline.log.kafka_oauth import Token, TokenError
+from pipeline.log.kafka_producer import ProducerError
 from pipeline.log.kafka_security import NO_SECURITY, KafkaSecurity, Sasl
 from pipeline.log.kafka_writer import KafkaWriter
 from pipeline.settings import Settings
@@ -41,6 +44,7 @@ class Library:
         self.refusal: KafkaError | None = None
         self.failures: list[KafkaError | None] = []  # of the next reports
         self.is_purged = False
+        self.token: tuple[str, float, str, dict[str, str]] = ("", 0.0, "", {})
         self.fatal: KafkaException | None = None  # raised by the next call that serves reports
 
     def list_topics(self, topic: str, timeout: float) -> Any:
@@ -84,7 +88,7 @@ class Library:
 class Rig:
     """A writer on such producers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, security: KafkaSecurity = NO_SECURITY) -> None:
         self.clock = ManualClock()
         self.libraries: list[Library] = []
         self.ends: dict[int, int] = {}
@@ -92,7 +96,7 @@ class Rig:
         self.writer = KafkaWriter(
             Settings(append_seconds_max=1.0),
             FakeWire(),  # type: ignore[arg-type]
-            lambda: ConfluentProducer(["broker:9092"], NO_SECURITY, self.clock),
+            lambda: ConfluentProducer(["broker:9092"], security, self.clock),
             ScriptedLowestOffsets(),
             self.clock,
         )
@@ -267,6 +271,126 @@ def test_settings_of_links_are_translated(tmp_path: Any) -> None:
     assert plain["security.protocol"] == "SASL_PLAINTEXT"
     # And the CAs of this machine are those of the other connections, by default
     assert client_options(KafkaSecurity(TlsFiles("KAFKA", "", "", "")))["security.protocol"] == "SSL"
+
+
+# --- Tokens of OAUTHBEARER -----------------------------------------------------------------------------
+
+
+class ScriptedTokens:
+    """Gives the token that was set."""
+
+    name = "KAFKA_OAUTH_URL=https://id.example/token"
+
+    def __init__(self) -> None:
+        self.current: Token | None = None
+
+    def token(self, seconds_max: float) -> Token:
+        if self.current is None:
+            raise TokenError("it does not answer")
+        return self.current
+
+    def reject(self, token: Token, reason: str) -> None:
+        raise AssertionError(token, reason)
+
+
+def appended(rig: Rig) -> bool:
+    try:
+        rig.writer.append([(0, b"x")])
+    except LogUnavailableError as error:
+        if "it waits for an access token" not in str(error):
+            raise
+        return False
+    return True
+
+
+@pytest.fixture
+def tokens() -> ScriptedTokens:
+    return ScriptedTokens()
+
+
+@pytest.fixture
+def token_rig(monkeypatch: pytest.MonkeyPatch, tokens: ScriptedTokens) -> Rig:
+    """With a library that waits for its token when it is made, as the real one does."""
+    security = KafkaSecurity(sasl=Sasl("OAUTHBEARER", tokens=tokens, extensions={"logicalCluster": "lkc-1"}))
+    made = Rig(monkeypatch, security)
+    tokens.current = Token("first", 0, made.clock.monotonic() + 100)
+
+    def new_library(options: dict[str, Any], logger: object) -> Library:
+        library = made._new_library(options, logger)
+        try:
+            library.token = options["oauth_cb"]("")
+        except TokenError as error:
+            problem = KafkaError(KafkaError._AUTHENTICATION, "OAuth token not set within 10 seconds")
+            raise KafkaException(problem) from error
+        return library
+
+    monkeypatch.setattr(confluent_kafka, "Producer", new_library)
+    wait_until(lambda: appended(made), "there is a producer")
+    return made
+
+
+def test_the_library_gets_its_token_with_its_end_by_the_wall_clock(token_rig: Rig) -> None:
+    text, expires_at, principal, extensions = token_rig.library.token
+    assert (text, principal, extensions) == ("first", "", {"logicalCluster": "lkc-1"})
+    assert 97 < expires_at - token_rig.clock.now() <= 100
+    assert "sasl.username" not in token_rig.library.options
+
+
+def test_a_producer_whose_token_has_expired_is_replaced_once_there_is_another(
+    token_rig: Rig, tokens: ScriptedTokens
+) -> None:
+    # Given a library that does not ask in time: it has failed before, or the wall clock was set back
+    first, tokens.current = token_rig.library, None
+    token_rig.clock.advance(101)
+    # While no other token is there, its connections may still be good
+    assert appended(token_rig)
+    assert token_rig.library is first
+    tokens.current = Token("second", 0, token_rig.clock.monotonic() + 100)
+    wait_until(lambda: appended(token_rig), "there is another producer")
+    assert token_rig.library.token[0] == "second"
+    assert first.is_purged
+
+
+def test_a_library_that_gets_no_token_is_made_again(
+    token_rig: Rig, tokens: ScriptedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make: Any = confluent_kafka.Producer
+    problem = KafkaException(KafkaError(KafkaError._AUTHENTICATION, "OAuth token not set within 10 seconds"))
+
+    def refuse(_options: dict[str, Any], logger: object) -> Library:
+        raise problem
+
+    monkeypatch.setattr(confluent_kafka, "Producer", refuse)
+    token_rig.fail()
+    said: list[str] = []
+
+    def is_said() -> bool:
+        with pytest.raises(LogUnavailableError) as raised:
+            token_rig.writer.prepare()
+        said.append(str(raised.value))
+        return "OAuth token not set" in said[-1]
+
+    wait_until(is_said, "the reason is said")
+    monkeypatch.setattr(confluent_kafka, "Producer", make)
+    tokens.current = Token("third", 0, token_rig.clock.monotonic() + 100)
+
+    def goes_on() -> bool:
+        try:
+            token_rig.writer.prepare()
+        except LogUnavailableError:
+            return False
+        return True
+
+    wait_until(goes_on, "there is a producer again")
+
+
+def test_a_producer_that_was_closed_while_it_was_made_is_let_go(token_rig: Rig, tokens: ScriptedTokens) -> None:
+    tokens.current = None
+    made = ConfluentProducer(["broker:9092"], KafkaSecurity(sasl=Sasl("OAUTHBEARER", tokens=tokens)), token_rig.clock)
+    made.close(0.1)
+    tokens.current = Token("late", 0, token_rig.clock.monotonic() + 100)
+    with pytest.raises(ProducerError, match="it is closed"):
+        made.partitions_for("t", 0.1)
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,14 +25,14 @@ def sasl(monkeypatch: pytest.MonkeyPatch) -> Sasl:
 
 
 def test_plain_is_one_message() -> None:
-    said = Sasl("PLAIN", "ü=,", "p@ss").conversation()
+    said = Sasl("PLAIN", "ü=,", "p@ss").conversation(1.0)
     assert next(said) == "\0ü=,\0p@ss".encode()
     with pytest.raises(StopIteration):
         said.send(b"")
 
 
 def test_scram_is_that_of_the_rfc(sasl: Sasl) -> None:
-    said = sasl.conversation()
+    said = sasl.conversation(1.0)
     assert next(said) == f"n,,n=user,r={NONCE}".encode()
     assert said.send(SERVER_FIRST) == CLIENT_FINAL
     with pytest.raises(StopIteration):
@@ -40,7 +40,7 @@ def test_scram_is_that_of_the_rfc(sasl: Sasl) -> None:
 
 
 def test_a_server_that_does_not_know_the_password_is_found(sasl: Sasl) -> None:
-    said = sasl.conversation()
+    said = sasl.conversation(1.0)
     next(said)
     said.send(SERVER_FIRST)
     with pytest.raises(KafkaRefusedError, match="may not be the server that it claims to be"):
@@ -49,7 +49,7 @@ def test_a_server_that_does_not_know_the_password_is_found(sasl: Sasl) -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"e=other-error", b"r=another,s=QQ==,i=4096", SERVER_FIRST[:-5], b"\xff"])
 def test_a_wrong_answer_ends_the_conversation(sasl: Sasl, answer: bytes) -> None:
-    said = sasl.conversation()
+    said = sasl.conversation(1.0)
     next(said)
     with pytest.raises(KafkaRefusedError):
         said.send(answer)
