@@ -114,13 +114,15 @@ def _run_mkdocs(folder: Path, *, strict: bool) -> None:
             f"the package mkdocs-material is missing: {sys.executable} -m pip install -c {CODE / 'constraints.txt'} "
             f"-r {CODE / 'requirements-docs.txt'}"
         )
-    # -B: bytecode of the hooks would change docs/, and the site would be old.
-    command = [sys.executable, "-B", "-m", "mkdocs", "build", "--quiet", "--config-file", str(CODE / "mkdocs.yml")]
+    # -B: bytecode of the hooks would change docs/, and the site would be old. Not --quiet: --strict counts the warnings
+    # that are logged, and --quiet lets none be logged.
+    command = [sys.executable, "-B", "-m", "mkdocs", "build", "--config-file", str(CODE / "mkdocs.yml")]
     command += ["--site-dir", str(folder.absolute()), *(["--strict"] if strict else [])]
     # Our own interpreter and words: nothing of them comes from elsewhere.
     said = subprocess.run(command, cwd=CODE, capture_output=True, text=True, check=False)  # noqa: S603
     if said.returncode:
-        last = (said.stdout + said.stderr).strip().splitlines()[-_LINES_MAX:]
+        lines = [line for line in (said.stdout + said.stderr).splitlines() if line and not line.startswith("INFO")]
+        last = lines[-_LINES_MAX:]
         raise DocumentationError("\n".join(["the site could not be built:", *last]))
 
 

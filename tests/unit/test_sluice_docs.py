@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from sluice.__main__ import main
 from sluice.documentation import DocumentationError, build, is_stale
 from stack.config import StackConfig, docs_port
 from stack.servers import ServerError, free_port
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -123,6 +126,25 @@ def test_a_build_that_fails_leaves_the_site_as_it_was(
     assert (site / "index.html").read_text() == "one"
     assert is_stale(site)
     assert len(served) == 1
+
+
+@pytest.mark.parametrize("fault", ["a link to nowhere", "a page without a place in the navigation"])
+def test_a_fault_of_the_pages_fails_the_build_and_is_named(code: Path, fault: str) -> None:
+    if importlib.util.find_spec("material") is None:
+        pytest.skip("there is no mkdocs-material (pip install -r requirements-docs.txt)")
+    # Given the validation of this project's site, and two pages of which both are in the navigation
+    shown = re.search(r"^validation:\n(?:  .*\n)+", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert shown is not None
+    (code / "mkdocs.yml").write_text(f"site_name: x\n{shown[0]}nav: [README.md, b.md]\n")
+    build(code.parent / "site")
+    # When one has a fault
+    if fault == "a link to nowhere":
+        (code / "docs" / "b.md").write_text("[x](c.md)")
+    else:
+        (code / "docs" / "c.md").write_text("three")
+    # Then the build fails, and says which
+    with pytest.raises(DocumentationError, match=r"c\.md"):
+        build(code.parent / "site")
 
 
 def test_a_package_without_the_documentation_says_where_it_is(
