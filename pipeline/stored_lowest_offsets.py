@@ -54,8 +54,8 @@ class StoredLowestOffsets:
             return asked.result(_BRIEF_SECONDS)
         except (RecoverableError, TimeoutError) as error:
             _logger.warning(
-                "the lowest offsets are those of the mirror alone, the stored offsets can't be read: %s",
-                error,
+                "the stored offsets can't be read (%s): the lowest offsets are those of their mirror in Redis alone",
+                f"no answer within {_BRIEF_SECONDS:g} s" if isinstance(error, TimeoutError) else error,
                 extra={"action": "lowest_offsets_of_mirror"},
             )
             return {}

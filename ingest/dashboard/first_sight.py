@@ -76,7 +76,8 @@ def _answer(reason: Mapping[str, Any], runbooks_url: str, *, is_first: bool) -> 
     """A problem: what happens by itself, where to look, and the command. The first one's text is the headline."""
     rows = [("By itself", escape(reason["byItself"])), ("Look at", _worded(reason["lookAt"]))]
     if reason["command"]:
-        rows.append(("Run", f"<code>{escape(reason['command'])}</code>"))
+        shell = f'<a href="{escape(runbooks_url.rstrip("/"))}#prepare-a-shell">in a prepared shell</a>'
+        rows.append(("Run", f"<code>{escape(reason['command'])}</code> {shell}"))
     if reason["runbook"]:
         rows.append(
             ("Runbook", f'<a href="{escape(runbooks_url + reason["runbook"])}">{escape(reason["runbook"])}</a>')

