@@ -106,9 +106,7 @@ def test_psql_of_the_servers_package_is_in_the_environment(tmp_path: Path) -> No
     (programs / "psql").write_text("#!/bin/sh\necho psql of the package\n")
     (programs / "psql").chmod(0o755)
     # When it is set up
-    done = run_in_setup(
-        "sluice_setup requirements.txt", root, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(root / "wheels")
-    )
+    done = run_in_setup("sluice_setup requirements.txt", root, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(root / "wheels"))
     assert done.returncode == 0, done.stderr
     # Then psql is where the README, the tutorial and the runbooks call it
     called = subprocess.run(
