@@ -329,6 +329,4 @@ class Client:
 
 
 def _refusal(hold: Hold, wait_seconds: float) -> RateLimitedError:
-    return RateLimitedError(
-        wait_seconds, quota=max(1, int(hold.rate)), left=0, limited_by=LimitedBy.SHARE, since=hold.since
-    )
+    return RateLimitedError(wait_seconds, quota=hold.rate, left=0, limited_by=LimitedBy.SHARE, since=hold.since)

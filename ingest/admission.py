@@ -272,7 +272,7 @@ class Admission:
     def _refusal(self, wait_seconds: float, count: int, level: Level, now: float) -> RateLimitedError:
         over_seconds, noted_at = self._drain_over
         wait_seconds = max(wait_seconds, over_seconds - (now - noted_at))
-        quota = max(1, int(self.rate(now)))
+        quota = self.rate(now)
         if level < LEVEL_HIGHEST and self.wait_seconds(count, LEVEL_HIGHEST) == 0.0:
             since = self._since(level, now)
             return RateLimitedError(wait_seconds, quota=quota, left=0, limited_by=LimitedBy.LEVEL, since=since)

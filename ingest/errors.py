@@ -165,6 +165,7 @@ class PartlyStoredError(LogIndeterminateError):
         return {"unconfirmed": self.unconfirmed}
 
 
+_WHOLE_RATE_MIN: Final = 10.0  # events/s: a larger rate is shown without a fraction
 _USED_UP: Final = {
     LimitedBy.LEVEL: "the rest of the admitted rate is for higher levels",
     LimitedBy.SHARE: "the account's share of the admitted rate, or its limit, is used up",
@@ -174,15 +175,15 @@ _USED_UP: Final = {
 class RateLimitedError(OverloadedError):
     """The admitted rate is used up.
 
-    Beside the time to wait it has the values of the RateLimit headers (the quota in events per second, and what is
-    left), and what set this limit since when (seconds since the epoch).
+    Beside the time to wait it has the values of the RateLimit headers (the quota in events/s, which may be a part of
+    one, and what is left), and what set this limit since when (seconds since the epoch).
     """
 
     def __init__(
         self,
         retry_after_seconds: float,
         *,
-        quota: int,
+        quota: float,
         left: int,
         limited_by: LimitedBy = LimitedBy.RATE,
         since: float = 0.0,
@@ -199,7 +200,20 @@ class RateLimitedError(OverloadedError):
     def details(self) -> dict[str, Any]:
         """The fields of the answer beside code and message."""
         since = datetime.fromtimestamp(int(self.since), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"limitedBy": self.limited_by.value, "limit": self.quota, "since": since}
+        return {"limitedBy": self.limited_by.value, "limit": _shown(self.quota), "since": since}
+
+
+def _shown(rate: float) -> float:
+    """A rate as clients get it, events/s: whole, or with its first digits if it is small."""
+    if rate >= _WHOLE_RATE_MIN:
+        return int(rate)
+    shown = float(f"{rate:.3g}")
+    return int(shown) if shown.is_integer() else shown
+
+
+def _policy(rate: float) -> str:
+    """A rate as quota and window (seconds) of the header RateLimit-Policy, both whole."""
+    return f"q={int(rate)};w=1" if rate >= 1 or rate <= 0 else f"q=1;w={math.ceil(1 / rate)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +330,7 @@ def error_response(
         headers["retry-after"] = str(retry_after)
         if isinstance(error, RateLimitedError):
             # draft-ietf-httpapi-ratelimit-headers-10; the unit is events, which is not a registered one.
-            headers["ratelimit-policy"] = f'"events";q={error.quota};w=1'
+            headers["ratelimit-policy"] = f'"events";{_policy(error.quota)}'
             headers["ratelimit"] = f'"events";r={error.left};t={retry_after}'
     elif isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = CHALLENGE

@@ -35,7 +35,9 @@ def sentence(text: str) -> str:
 
 def rate_text(rate: float) -> str:
     """A rate with as many digits as it needs."""
-    return f"{rate:,.0f}/s" if rate >= 10 or rate == int(rate) else f"{rate:.1f}/s"
+    if rate >= 10 or rate == int(rate):
+        return f"{rate:,.0f}/s"
+    return f"{rate:.1f}/s" if rate >= 1 else f"{rate:.2g}/s"
 
 
 def limit_text(rate: float | None, weight: float | None) -> str:

@@ -80,6 +80,20 @@ def test_an_account_above_the_level_is_held_to_its_part_of_it() -> None:
     assert rig.admitted(heavy) == 180
 
 
+def test_a_limit_below_one_event_a_second_is_named_as_it_is() -> None:
+    # Given an account that may send one event in five seconds
+    rig = Rig(admission_shares=False, account_limits=f"{HEAVY}=0.2")
+    rig.publish(None)
+    heavy = rig.tally(HEAVY)
+    rig.admitted(heavy)
+    # When it sends more
+    refusal = rig.accounts.refusal(heavy)
+    # Then the refusal has that limit
+    assert refusal is not None
+    assert (refusal.limited_by, refusal.quota) == (LimitedBy.SHARE, 0.2)
+    assert b'"limit":0.2,' in error_response(refusal).body
+
+
 def test_a_refusal_names_the_share_and_a_wait_that_is_true() -> None:
     rig = Rig()
     heavy = rig.tally(HEAVY)

@@ -99,6 +99,24 @@ def test_a_429_says_what_limits_and_since_when() -> None:
     assert (details["limitedBy"], details["limit"], details["since"]) == ("breaker", 100, "2023-11-14T22:13:20Z")
 
 
+@pytest.mark.parametrize(
+    ("rate", "limit", "policy"),
+    [
+        (1234.5, "1234", "q=1234;w=1"),
+        (33.333333, "33", "q=33;w=1"),
+        (2.5, "2.5", "q=2;w=1"),
+        (1.0, "1", "q=1;w=1"),
+        (0.2, "0.2", "q=1;w=5"),
+        (1 / 3, "0.333", "q=1;w=3"),
+        (0.0, "0", "q=0;w=1"),
+    ],
+)
+def test_a_limit_is_shown_as_it_is(rate: float, limit: str, policy: str) -> None:
+    refused = response_to(RateLimitedError(5.0, quota=rate, left=0, limited_by=LimitedBy.SHARE))
+    assert f'"limit":{limit},'.encode() in (refused.body or b"")
+    assert refused.headers["ratelimit-policy"] == f'"events";{policy}'
+
+
 def test_rate_limit_headers() -> None:
     headers = response_to(RateLimitedError(0.0, quota=1000, left=7)).headers
     assert headers["ratelimit-policy"] == '"events";q=1000;w=1'
