@@ -5,14 +5,13 @@ A browser names a span and nothing else, so that it can't put a query of its own
 
 import asyncio
 import http.client
+import io
 import math
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
@@ -22,10 +21,12 @@ from pipeline.clock import Clock
 from pipeline.secrets import hide_secrets
 
 ANSWER_SECONDS_MAX: Final = 5.0  # of Prometheus, for one of its own time-outs
+FETCH_SECONDS_MAX: Final = ANSWER_SECONDS_MAX + 1.0  # of the whole request, from the name to the last byte
 READ_BYTES_MAX: Final = 4 << 20  # 64 partitions for 7 days have less than 1 MB
 FAILED_SECONDS: Final = (
     5.0  # for which a failure is the answer for all pages: they would wait for each other's time-outs
 )
+_CHUNK_BYTES: Final = 64 * 1024
 WITHOUT: Final = "Charts of 6 hours and 7 days need a Prometheus: PROMETHEUS_URL is not set"
 
 
@@ -124,13 +125,13 @@ def _row(at: int, cell: Mapping[str, float], partitions: Iterable[int]) -> list[
 
 
 class LongCharts:
-    """Asks Prometheus for the charts of a span. For the event loop only; the question itself is on a thread."""
+    """Asks Prometheus for the charts of a span. For the event loop only; a thread makes the rows of an answer."""
 
-    def __init__(self, url: str, clock: Clock, *, fetch: Callable[[str], bytes] | None = None) -> None:
+    def __init__(self, url: str, clock: Clock, *, fetch: Callable[[str], Awaitable[bytes]] | None = None) -> None:
         """`url` is that of Prometheus; empty: there is none."""
         self._url = url.rstrip("/")
         self._clock = clock
-        self._fetch = fetch or _fetch
+        self._fetch = fetch or fetch_answer
         self._kept: dict[str, tuple[float, bytes]] = {}  # monotonic time, and the document as JSON
         self._failed: tuple[float, str] | None = None  # monotonic time, and why
         self._asking = asyncio.Lock()
@@ -147,9 +148,8 @@ class LongCharts:
                 return kept[1]
             if self._failed is not None and self._clock.monotonic() - self._failed[0] < FAILED_SECONDS:
                 raise NotReadyError(self._failed[1])
-            loop = asyncio.get_running_loop()
             try:
-                made = await loop.run_in_executor(self._executor, self._ask, span)
+                made = await self._ask(span)
             except NotReadyError as error:
                 self._failed = (self._clock.monotonic(), str(error))
                 raise
@@ -162,10 +162,10 @@ class LongCharts:
         self._failed = None
 
     def close(self) -> None:
-        """End. A question that is running ends by its own time-out."""
+        """End. A question that is running ends with the request of its page."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, span: Span) -> bytes:
+    async def _ask(self, span: Span) -> bytes:
         end = int(self._clock.now()) // span.step_seconds * span.step_seconds
         asked = {
             "query": query_of(span),
@@ -175,33 +175,65 @@ class LongCharts:
             "timeout": f"{ANSWER_SECONDS_MAX:g}s",
         }
         try:
-            answer = _decoder.decode(self._fetch(f"{self._url}/api/v1/query_range?{urlencode(asked)}"))
-            rows = rows_of(((one.metric, one.values) for one in answer.data.result), span)
+            answer = await self._fetch(f"{self._url}/api/v1/query_range?{urlencode(asked)}")
+            return await asyncio.get_running_loop().run_in_executor(self._executor, _document, answer, span)
         except (OSError, ValueError, http.client.HTTPException) as error:  # those of msgspec are ValueErrors
             raise NotReadyError(f"Prometheus (PROMETHEUS_URL) has no charts: {hide_secrets(str(error))}") from error
-        return msgspec.json.encode(
-            {"columns": COLUMNS, "seconds": span.seconds, "step": span.step_seconds, "points": rows}
-        )
 
 
-class _SameServer(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: PROMETHEUS_URL names the server that is asked, and no answer may name another."""
-
-    def redirect_request(self, *_request: Any, **_more: Any) -> None:
-        return None
-
-
-# Without the proxies of the environment, which are for other networks than this one.
-_opener: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}), _SameServer())
+def _document(answer: bytes, span: Span) -> bytes:
+    """The document of a span from Prometheus' answer. Raises ValueError if that is something else."""
+    series = _decoder.decode(answer).data.result
+    rows = rows_of(((one.metric, one.values) for one in series), span)
+    return msgspec.json.encode({"columns": COLUMNS, "seconds": span.seconds, "step": span.step_seconds, "points": rows})
 
 
-def _fetch(url: str) -> bytes:
-    """The body of an answer. Raises OSError, HTTPException if it is no HTTP, ValueError if it is too large."""
+class _Received:
+    """What a socket has received, in the form that http.client reads."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def makefile(self, *_: object) -> io.BytesIO:
+        return io.BytesIO(self._content)
+
+
+async def fetch_answer(url: str) -> bytes:
+    """The body of an answer. Raises OSError, HTTPException if it is no HTTP, ValueError if it is too large or no 200.
+
+    The time-out is for all of it (TimeoutError): with one for each read, a server that sends a byte now and then would
+    hold a page's request for hours. It uses no proxy of the environment, which is for other networks than this one, and
+    follows no redirect: PROMETHEUS_URL names the server that is asked, and no answer may name another.
+    """
     try:
-        with _opener.open(url, timeout=ANSWER_SECONDS_MAX + 1) as answer:
-            body: bytes = answer.read(READ_BYTES_MAX + 1)
-    except urllib.error.HTTPError as error:
-        raise ValueError(f"it answers {error.code}") from error
-    if len(body) > READ_BYTES_MAX:
-        raise ValueError(f"its answer has more than {READ_BYTES_MAX:,} bytes")
-    return body
+        async with asyncio.timeout(FETCH_SECONDS_MAX):
+            received = await _exchange(url)
+    except TimeoutError:
+        raise TimeoutError(f"it has not answered in full within {FETCH_SECONDS_MAX:g} s") from None
+    answer = http.client.HTTPResponse(_Received(received), method="GET")  # type: ignore[arg-type]
+    answer.begin()
+    if answer.status != http.HTTPStatus.OK:
+        raise ValueError(f"it answers {answer.status}")
+    return answer.read()
+
+
+async def _exchange(url: str) -> bytes:
+    """All bytes of an answer. Raises OSError, ValueError if they are too many."""
+    asked = urlsplit(url)
+    is_tls = asked.scheme == "https"
+    port = asked.port or (443 if is_tls else 80)
+    head = (
+        f"GET {asked.path}?{asked.query} HTTP/1.1\r\nHost: {asked.netloc}\r\nAccept: application/json\r\n"
+        "Accept-Encoding: identity\r\nConnection: close\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(asked.hostname, port, ssl=True if is_tls else None)
+    try:
+        writer.write(head.encode("ascii"))
+        received = bytearray()
+        while chunk := await reader.read(_CHUNK_BYTES):
+            received += chunk
+            if len(received) > READ_BYTES_MAX:
+                raise ValueError(f"its answer has more than {READ_BYTES_MAX:,} bytes")
+    finally:
+        writer.transport.abort()
+    return bytes(received)

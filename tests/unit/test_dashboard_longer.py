@@ -1,15 +1,26 @@
 """The charts of hours and days: what Prometheus is asked, and what becomes of its answer."""
 
 import asyncio
+import contextlib
 import json
 import re
-from http.client import BadStatusLine
+from collections.abc import Awaitable, Callable
+from http.client import BadStatusLine, HTTPException
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 import pipeline.metrics
-from ingest.dashboard.longer import FAILED_SECONDS, SPANS, WITHOUT, LongCharts, query_of, rows_of
+from ingest.dashboard.longer import (
+    FAILED_SECONDS,
+    READ_BYTES_MAX,
+    SPANS,
+    WITHOUT,
+    LongCharts,
+    fetch_answer,
+    query_of,
+    rows_of,
+)
 from ingest.dashboard.points import COLUMNS
 from ingest.errors import NotReadyError
 from pipeline.clock import ManualClock
@@ -73,7 +84,7 @@ def test_the_metrics_of_the_query_exist() -> None:
 def test_many_pages_ask_prometheus_once_until_the_answer_is_old() -> None:
     clock, asked = ManualClock(), list[str]()
 
-    def fetch(url: str) -> bytes:
+    async def fetch(url: str) -> bytes:
         asked.append(url)
         return answer_of(({"column": "lag"}, [(T, "5")]))
 
@@ -103,7 +114,7 @@ def test_without_an_answer_the_reason_is_shown_and_kept_for_a_short_time() -> No
         OSError("Connection refused"), b"<html>", b'{"status":"error"}', BadStatusLine("-ERR"), answer_of(),
     ]  # fmt: skip
 
-    def fetch(_url: str) -> bytes:
+    async def fetch(_url: str) -> bytes:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -126,6 +137,78 @@ def test_without_an_answer_the_reason_is_shown_and_kept_for_a_short_time() -> No
         charts.close()
 
     asyncio.run(ask())
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def fetched_from(serve: Serve) -> bytes:
+    """What is fetched from a server with this behaviour."""
+
+    async def fetch() -> bytes:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            return await fetch_answer(f"http://127.0.0.1:{port}/api/v1/query_range?query=up")
+
+    return asyncio.run(fetch())
+
+
+def answering(*parts: bytes, drips: bytes = b"") -> Serve:
+    """A server that sends these parts, and then one byte again and again."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /api/v1/query_range?query=up HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+            while drips and not writer.is_closing():
+                writer.write(drips)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+
+    return serve
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (OK + b"Content-Length: 4\r\n\r\n", b"body"),
+        (OK + b"\r\nbo", b"dy"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nbod\r\n", b"1\r\ny\r\n0\r\n\r\n"),
+    ],
+)
+def test_an_answer_is_read_in_each_form(parts: tuple[bytes, ...]) -> None:
+    assert fetched_from(answering(*parts)) == b"body"
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        ((b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n",), ValueError, "it answers 302"),
+        ((b"HTTP/1.1 503 No\r\n\r\nlater",), ValueError, "it answers 503"),
+        ((OK + b"\r\n", b"x" * (READ_BYTES_MAX + 1)), ValueError, "more than 4,194,304 bytes"),
+        ((OK + b"Content-Length: 9\r\n\r\nbody",), HTTPException, "IncompleteRead"),
+        ((b"-ERR unknown command\r\n",), HTTPException, "ERR"),
+        ((), HTTPException, "closed"),
+    ],
+)
+def test_what_is_no_whole_answer_is_an_error(parts: tuple[bytes, ...], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        fetched_from(answering(*parts))
+
+
+@pytest.mark.parametrize("head", [b"", OK, OK + b"X-A: ", OK + b"\r\n"])
+def test_a_prometheus_that_sends_a_byte_now_and_then_is_given_up(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a time-out that no pause between two bytes reaches, and a server whose answer never ends
+    monkeypatch.setattr("ingest.dashboard.longer.FETCH_SECONDS_MAX", 0.5)
+    # Then the whole request has that time-out
+    with pytest.raises(TimeoutError, match=r"has not answered in full within 0\.5 s"):
+        fetched_from(answering(head, drips=b"x"))
 
 
 @pytest.mark.parametrize("url", ["http://op:hunter22@prometheus.example", "op:hunter22@prometheus.example:9090"])
