@@ -4,6 +4,7 @@ msgspec walks over one value, and its complaint about what follows says where th
 """
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -20,10 +21,11 @@ _walk = msgspec.json.Decoder(msgspec.Raw).decode
 NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def end_of_value(body: bytes, at: int) -> int | None:
+def end_of_value(body: bytes, at: int, on_lost: Callable[[int], None] = lambda _: None) -> int | None:
     """Where the JSON value that begins at `at` ends; None if none does. Raises RecursionError.
 
-    Only a value that the window cuts is looked for in a larger one: what is malformed costs one window.
+    Only a value that the window cuts is looked for in a larger one: what is malformed costs one window. `on_lost` gets
+    the bytes of the last window if there is no end.
     """
     if body[at] not in b'{["':
         found = _SCALAR.match(body, at)
@@ -39,7 +41,11 @@ def end_of_value(body: bytes, at: int) -> int | None:
             if trailing is not None:
                 return at + int(trailing[1]) - 1  # it names the byte behind the first that trails
             if at + window >= len(body) or not _may_be_cut(what, window):
+                on_lost(len(piece))
                 return None
+        except RecursionError:
+            on_lost(len(piece))
+            raise
         else:
             return at + len(piece)
         window *= WINDOW_GROWTH

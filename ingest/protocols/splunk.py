@@ -59,7 +59,9 @@ UNHEALTHY: Final = (18, "HEC is unhealthy, queues are full")
 
 _META: Final = ("host", "source", "sourcetype", "index")  # of an event, beside it
 _BETWEEN: Final = re.compile(r"[\s,\[\]]*")  # what may stand between two objects
-LOST_ENDS_MAX: Final = 8  # objects of a body whose end is looked for and not found: each may take a walk over the rest
+# Ends of objects are looked for until so many times the bytes of the body were walked over in vain: an object that does
+# not end takes a walk over the rest.
+LOST_WALKS_MAX: Final = 8
 _BROKEN_END: Final = re.compile(rb"\n|\}(?=[ \t\r]*\{\")")  # where an object that can't be read most likely ends
 _decode_next = json.JSONDecoder(strict=False).raw_decode
 _encode = msgspec.json.encode
@@ -170,7 +172,12 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
     A record is a JSON object, or the text of what is none; None: nothing yet, another step may follow.
     """
     start, size = 0, WINDOW_BYTES
-    lost_ends = 0
+    lost = 0  # bytes
+
+    def count_lost(count: int) -> None:
+        nonlocal lost
+        lost += count
+
     while start < len(body):
         # Bytes that are not UTF-8 keep their places, so that the place in the text gives that in the body.
         text = body[start : start + size].decode("utf-8", "surrogateescape")
@@ -200,8 +207,8 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
         if done == len(text):
             size = WINDOW_BYTES
         elif is_last or (not read and size >= RECORD_BYTES_MAX):
-            stop = None if is_last or lost_ends >= LOST_ENDS_MAX else _end_of_object(body, start)
-            lost_ends += stop is None
+            is_looked_for = not is_last and lost < LOST_WALKS_MAX * len(body)
+            stop = _end_of_object(body, start, count_lost) if is_looked_for else None
             if stop is not None:
                 yield object_of(body[start:stop]), stop - start
             else:
@@ -215,10 +222,10 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
             size = min(4 * size, RECORD_BYTES_MAX)
 
 
-def _end_of_object(body: bytes, start: int) -> int | None:
+def _end_of_object(body: bytes, start: int, on_lost: Callable[[int], None]) -> int | None:
     """Where a large object ends; None if it is none."""
     try:
-        return end_of_value(body, start) if body[start : start + 1] == b"{" else None
+        return end_of_value(body, start, on_lost) if body[start : start + 1] == b"{" else None
     except RecursionError:
         return None
 

@@ -25,7 +25,7 @@ from ingest.protocols.json_records import RECORD_BYTES_MAX, RECORD_VALUES_MAX
 from ingest.protocols.splunk import (
     EVENT_PATHS,
     HEALTH_PATHS,
-    LOST_ENDS_MAX,
+    LOST_WALKS_MAX,
     RAW_PATHS,
     WINDOW_BYTES,
     collector_inquiries,
@@ -416,7 +416,17 @@ async def test_the_ends_of_large_objects_are_looked_for_a_few_times_in_a_body(mo
     events = await events_of(body)
     assert len(events) >= 40
     # Then not all of the rest was walked over for each of them
-    assert walked < 2 * (LOST_ENDS_MAX + 1) * len(body)
+    assert walked < 2 * (LOST_WALKS_MAX + 1) * len(body)
+
+
+async def test_records_that_can_not_be_read_do_not_make_a_text_of_a_large_object() -> None:
+    # Given a large object after many records that are no JSON
+    large = body_of({"event": {"message": "m", "level": "error", "x": "x" * (2 * RECORD_BYTES_MAX)}})
+    (alone,) = await events_of(large)
+    events = await events_of(A, b'{"event":nope}\n' * (5 * LOST_WALKS_MAX), large, A)
+    # Then it is the same event as without them
+    assert (len(events), events[-2].message) == (5 * LOST_WALKS_MAX + 3, alone.message)
+    assert events[-2].severity == alone.severity
 
 
 JSON_VALUES = st.recursive(
