@@ -1,7 +1,8 @@
 """The bounds of admission, checked at each grant and each admitted body. Every one of them is exact.
 
 - The bucket: in any period, it grants at most the integral of the rate, one burst, and the debt of one body.
-- A lease: an ingest process admits at most the events granted to it since a lower rate voided its lease.
+- A lease: an ingest process admits at most the events granted to it since a lower rate voided its lease, and gives back
+  at most what it still has of them.
 - Control: the policy's rate stays between RATE_MIN and RATE_MAX; the effective rate is at most RATE_MIN while the
   breaker is open; and an unknown lag raises no rate.
 
@@ -118,11 +119,23 @@ class _Held:
     is_void_soon: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a process has of its grants, by its own account."""
+
+    lease: int  # tokens that it may spend
+    owed: int  # tokens that it will give back at its next call
+
+
 class LeaseBound:
     """Tokens that were granted to one process and are neither spent nor void: never below 0.
 
     The oldest grants are spent first here. So a lower rate voids the least, and the bound is never too tight. A rate
     that falls without a new version voids nothing: it decays without publications, or the store has lost it.
+
+    A process also loses tokens: those of a call that fails, or of a grant that is void when it arrives. So at each call
+    the bound falls to what the process says that it holds, and never rises to it. Otherwise the tokens that were lost
+    would allow it to give back too many later.
     """
 
     def __init__(self, violations: Violations, name: str) -> None:
@@ -132,6 +145,7 @@ class LeaseBound:
         self._latest: Grant | None = None
         self._version = -1  # of the newest publication that has reached the process
         self._voided = 0  # tokens that a publication voided, and that the process may return to the bucket
+        self.holdings: Callable[[], Holdings] = lambda: Holdings(0, 0)  # of the process
 
     def note_grant(self, grant: Grant) -> None:
         """The bucket has answered the process."""
@@ -157,26 +171,38 @@ class LeaseBound:
         )
         self._voided += before - sum(held.left for held in self._grants)
 
-    def note_returned(self, count: int, now: float) -> None:
-        """The process has returned tokens to the bucket: those of void leases, and of its lease."""
-        void = min(count, self._voided)
-        self._voided -= void
-        self._spend(count - void, now, "gave back")
+    def note_call(self, returned: int, now: float) -> None:
+        """The process calls the bucket, and gives tokens back: those of void leases, and of its lease."""
+        holdings = self.holdings()
+        granted = sum(held.left for held in self._grants)
+        said, known = holdings.lease + holdings.owed + returned, granted + self._voided
+        if said > known:
+            self._violations.add(
+                now,
+                "lease",
+                f"{self._name} gives back {returned} tokens and keeps {holdings.lease + holdings.owed}, "
+                f"{said - known} more than it can have",
+            )
+        self._drop(granted - holdings.lease)
+        self._voided = holdings.owed
 
     def note_admitted(self, count: int, now: float) -> None:
         """The process has admitted a body."""
-        self._spend(count, now, "admitted")
+        missing = self._drop(count)
+        if missing:
+            what = f"{self._name} admitted {missing} tokens that were not granted, or are void"
+            self._violations.add(now, "lease", what)
 
-    def _spend(self, count: int, now: float, what: str) -> None:
-        grants = self._grants
+    def _drop(self, count: int) -> int:
+        """Take the oldest tokens; returns how many are missing."""
+        grants, count = self._grants, max(0, count)
         while count and grants:
             spent = min(count, grants[0].left)
             count -= spent
             grants[0].left -= spent
             if grants[0].left <= 0:
                 grants.popleft()
-        if count:
-            self._violations.add(now, "lease", f"{self._name} {what} {count} tokens that were not granted, or are void")
+        return count
 
 
 class ControlBound:
@@ -222,9 +248,9 @@ class WatchedBucket:
         self._monotonic = monotonic
 
     def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
+        self._lease.note_call(returned, self._monotonic())  # if it fails, the tokens are lost
         grant = self._bucket.take(needed=needed, wanted=wanted, process=process, returned=returned, level=level)
         now = self._monotonic()
-        self._lease.note_returned(returned, now)
         self._bound.note_grant(grant, now, returned=returned)
         self._lease.note_grant(grant)
         self._on_version(grant.version)

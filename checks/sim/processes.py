@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from checks.sim.bounds import LeaseBound
+from checks.sim.bounds import Holdings, LeaseBound
 from checks.sim.experiments import SPREAD
 from checks.sim.virtual import VirtualLoop
 from ingest.account_counter import AccountCounter
@@ -49,6 +49,7 @@ class IngestProcess:
         self._lease = lease
         self._offers = offers
         self.admission = Admission(settings, bucket, loop.clock, IngestMetrics(CollectorRegistry()))
+        lease.holdings = lambda: Holdings(self.admission._left, self.admission._given_back)
         self.admission.start(loop.as_event_loop())
         self.accounts = Accounts(settings, loop.clock)
         self._entrance = Entrance(self.admission, self.accounts, has_levels=settings.admission_levels)

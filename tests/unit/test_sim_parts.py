@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from checks.sim.bounds import BucketBound, ControlBound, LeaseBound, Violations
+from checks.sim.bounds import BucketBound, ControlBound, Holdings, LeaseBound, Violations
 from checks.sim.processes import Counts, Load
 from checks.sim.scenarios import SCENARIOS
 from checks.sim.sink import Conditions, Sink, spread
@@ -219,15 +219,46 @@ def test_a_lower_rate_voids_what_was_granted_under_a_higher_one() -> None:
     assert [(one.bound, one.at) for one in violations.found] == [("lease", 1.0)]
 
 
-def test_a_process_may_give_back_what_became_void_on_the_way_but_no_more() -> None:
-    violations = Violations(0.0)
+def lease_bound(violations: Violations, lease: int = 0, owed: int = 0) -> LeaseBound:
+    """The bound of a process that says that it holds these tokens."""
     bound = LeaseBound(violations, "a process")
+    bound.holdings = lambda: Holdings(lease, owed)
+    return bound
+
+
+@pytest.mark.parametrize(("returned", "count"), [(30, 0), (31, 1)])
+def test_a_process_may_give_back_what_became_void_on_the_way_but_no_more(returned: int, count: int) -> None:
+    violations = Violations(0.0)
+    bound = lease_bound(violations)
     bound.note_grant(grant(30, rate=1000.0, version=1))
     bound.note_rate(2, 100.0)
-    bound.note_returned(30, 1.0)
+    bound.note_call(returned, 1.0)
+    assert violations.count == count
+
+
+@pytest.mark.parametrize(("lease", "owed", "count"), [(10, 5, 0), (11, 5, 1), (10, 6, 1)])
+def test_what_a_process_keeps_counts_with_what_it_gives_back(lease: int, owed: int, count: int) -> None:
+    violations = Violations(0.0)
+    bound = lease_bound(violations, lease, owed)
+    bound.note_grant(grant(30, rate=1000.0, version=1))
+    bound.note_admitted(10, 1.0)
+    bound.note_call(5, 1.0)
+    assert violations.count == count
+
+
+def test_tokens_that_a_process_has_lost_may_not_be_given_back_later() -> None:
+    # Given a process that gave 20 tokens to a call that failed, and lost 3 more: it has 7
+    violations = Violations(0.0)
+    bound = lease_bound(violations, 7)
+    bound.note_grant(grant(30, rate=1000.0, version=1))
+    bound.note_call(20, 1.0)
+    # When it gives back one more than these
+    bound.holdings = lambda: Holdings(0, 0)
     assert violations.count == 0
-    bound.note_returned(1, 1.0)
-    assert violations.count == 1
+    bound.note_call(8, 2.0)
+    # Then that is one too many
+    assert [(one.at, one.bound) for one in violations.found] == [(2.0, "lease")]
+    assert "1 more than it can have" in violations.found[0].what
 
 
 @pytest.mark.parametrize(

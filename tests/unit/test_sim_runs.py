@@ -165,8 +165,23 @@ FALLS = Scenario(
 )
 
 
+# The control store is away while a process holds a lease, so it loses tokens; later its lease is void.
+LOSES_AND_FALLS = Scenario(
+    "tokens are lost, and the rate falls later",
+    12,
+    [Load(constant(200), body=1, is_even=True)],
+    constant(1500),
+    faults=[
+        Fault("override", 1, 8, 20_000.0),
+        Fault("store down", 3, 5),
+        Fault("override", 8, 12, 10.0),
+    ],
+    processes=1,
+)
+
+
 def test_the_shipped_code_keeps_the_bounds_where_its_mutants_break_them() -> None:
-    for scenario in (IN_DEBT, LOW_BETWEEN_CALLS, FALLS):
+    for scenario in (IN_DEBT, LOW_BETWEEN_CALLS, FALLS, LOSES_AND_FALLS):
         assert bounds_of(run(scenario, BANDS, 1)) == set()
 
 
@@ -196,6 +211,20 @@ def test_a_lease_that_a_lower_rate_does_not_void_breaks_the_bound(monkeypatch: p
 
     monkeypatch.setattr(Admission, "note_rate", keeps)
     assert "lease" in bounds_of(run(FALLS, BANDS, 1))
+
+
+def test_a_process_that_gives_back_a_token_too_many_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    void_lease = Admission._void_lease
+    given: list[int] = []
+
+    def gives_one_more(self: Admission) -> None:
+        void_lease(self)
+        self._given_back += 1
+        given.append(self._given_back)
+
+    monkeypatch.setattr(Admission, "_void_lease", gives_one_more)
+    assert bounds_of(run(LOSES_AND_FALLS, BANDS, 1)) == {"lease"}
+    assert given
 
 
 def test_a_rate_that_an_open_breaker_does_not_lower_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
