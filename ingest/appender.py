@@ -24,6 +24,7 @@ from pipeline.errors import (
     LogPartialError,
     LogUnavailableError,
     SluiceError,
+    about_the_log,
 )
 from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
@@ -334,7 +335,7 @@ class Appender:
         before = set(self._partial)
         for partition in sorted(failures.keys() - before):
             logger.warning(
-                "the event log accepts no events for partition %d: %s",
+                "events for partition %d are refused: %s",
                 partition,
                 failures[partition],
                 extra={"action": "partition_away", "partition": partition},
@@ -413,7 +414,7 @@ class Appender:
     def _note_problem(self, error: Exception) -> None:
         problem = str(error) or type(error).__name__
         if problem != self._problem:
-            logger.warning("the event log: %s", problem, extra={"action": "log_away"})
+            logger.warning("%s", about_the_log(problem), extra={"action": "log_away"})
         self._problem = problem
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pipeline.secrets import hide_secrets
 from pipeline.text import on_its_lines, on_one_line
 
+_THE_LOG: Final = "the event log"
 # The question that libpq adds to its error, once for each address that it tried.
 _LIBPQ_QUESTION: Final = re.compile(r" *\bIs the server running [^?]*\?")
 _BRIEF_CHARS_MAX: Final = 240
@@ -33,6 +34,12 @@ def in_brief(said: object) -> str:
     """The same in short form."""
     text = in_full(said)
     return text if len(text) <= _BRIEF_CHARS_MAX else f"{text[: _BRIEF_CHARS_MAX - 1]}…"
+
+
+def about_the_log(said: object, what: str = _THE_LOG) -> str:
+    """An error about the event log, after `what` and a colon, unless it names the event log itself."""
+    text = str(said)
+    return text if text.startswith(_THE_LOG) else f"{what}: {text}"
 
 
 # --- Recoverable: the same call may succeed later -------------------------------------------
@@ -96,7 +103,7 @@ class SinkUnavailableError(RecoverableError):
 
 
 class SinkMisconfiguredError(SinkUnavailableError):
-    """PostgreSQL answers, but its configuration can't keep Sluice's guarantees."""
+    """The sink answers, and can't be used until an operator changes something."""
 
 
 class SinkStandbyError(SinkMisconfiguredError):

@@ -27,6 +27,7 @@ from ingest.operators import OperatorGate
 from ingest.throttle import ThrottleView
 from ingest.types import JSON, Codec, Inquiry, Lifecycle, RequestHead, Response, Route
 from pipeline.clock import Clock
+from pipeline.errors import about_the_log
 
 IngestApp = Sanic[Any, Any]
 IngestRequest = Request[Any, Any]
@@ -188,7 +189,8 @@ def add_probes(app: IngestApp, *, appender: Appender, clock: Clock, lifecycle: L
         if lifecycle.is_stopping:
             return to_sanic(response_to(NotReadyError("this process is shutting down")))
         if not log.answers:
-            return to_sanic(response_to(NotReadyError(f"the event log does not answer: {log.problem}")))
+            silent = "the event log does not answer"
+            return to_sanic(response_to(NotReadyError(about_the_log(log.problem or silent, silent))))
         if keys is not None and not keys.is_known:
             return to_sanic(response_to(KeysUnknownError()))
         return _json({"status": "ready"})

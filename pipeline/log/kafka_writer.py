@@ -19,6 +19,7 @@ from pipeline.errors import (
     LogUnavailableError,
     RecoverableError,
     SluiceError,
+    about_the_log,
 )
 from pipeline.log.kafka_producer import Producer, ProducerError, Sent
 from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, replication_problem
@@ -127,9 +128,7 @@ class KafkaWriter:
         """Raise LogUnavailableError if no partition may be appended to: then the whole log has the problem."""
         if facts.leaders.keys() <= self._unfit.keys() | self._short.keys():
             problems = [*self._short.values(), *(unfit.why for unfit in self._unfit.values())]
-            text = str(problems[0])
-            is_said = text.startswith("the event log (Kafka)")
-            raise LogUnavailableError(text if is_said else f"the event log (Kafka) accepts no events: {text}")
+            raise LogUnavailableError(about_the_log(problems[0], "the event log (Kafka) accepts no events"))
 
     # --- Before -----------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from pipeline.errors import (
     LogRestartedError,
     LogUnavailableError,
     RecoverableError,
+    about_the_log,
 )
 from pipeline.flow.age import Age
 from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, RedisFacts, Wire
@@ -418,7 +419,8 @@ class RedisStreamsLog:
             except LogUnavailableError:
                 raise
             except (RecoverableError, LogMisconfiguredError) as error:
-                raise LogUnavailableError(f"the event log (Redis) accepts no events: {error}") from error
+                said = about_the_log(error, "the event log (Redis) accepts no events")
+                raise LogUnavailableError(said) from error
             self._note_server(identity, facts)
             self._writer = _Writer(
                 identity=identity,

@@ -99,6 +99,10 @@ def test_a_key_that_is_not_ours_is_said(rig: RedisRig) -> None:
         client.set(f"{rig.settings.key_prefix}log:id", "something else")
     with pytest.raises(LogMisconfiguredError, match="not Sluice's"):
         rig.open().identity()
+    # Nor is anything appended; the log is named once
+    with pytest.raises(LogUnavailableError, match="not Sluice's") as caught:
+        rig.open().append([(0, b"a")])
+    assert str(caught.value).count("the event log") == 1
 
 
 def test_ids_are_the_offsets_plus_one(rig: RedisRig) -> None:

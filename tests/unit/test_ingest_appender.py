@@ -398,13 +398,16 @@ async def test_partitions_that_were_added_are_used_under_load(rigs: Rigs, monkey
     await rig.append_to(4, 5)
 
 
-async def test_a_log_that_would_lose_events_is_not_started_on_and_a_running_one_is_not_left(rigs: Rigs) -> None:
+async def test_a_log_that_would_lose_events_is_not_started_on_and_a_running_one_is_not_left(
+    rigs: Rigs, caplog: pytest.LogCaptureFixture
+) -> None:
     # Given a log that is set up so that it loses what it acknowledges
     rig = _Rig()
     rig.log.faults = (SetUpFault("The topic deletes events", "alter it", loses_events=True),)
     rig.appender.start(asyncio.get_running_loop())
     problem = "the event log accepts no events: The topic deletes events: alter it"
     await until(lambda: rig.appender.status(time.monotonic()).problem == problem)
+    assert problem in caplog.messages
     with pytest.raises(LogUnavailableError, match="alter it"):
         rig.append()
     # When that is mended, it starts
