@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,13 @@ from typing import Any, Final, NoReturn
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
-from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError, in_full
+from pipeline.errors import (
+    PermanentError,
+    SinkContentionError,
+    SinkMisconfiguredError,
+    SinkUnavailableError,
+    in_full,
+)
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.rights import needed_rights
@@ -22,7 +29,15 @@ from pipeline.sink.server_check import (
     server_problem,
     table_problem,
 )
-from pipeline.sink.sqlstate import LOCK_NOT_AVAILABLE, Fault, fault_of, is_schema_missing, may_be_a_rows
+from pipeline.sink.sqlstate import (
+    LOCK_NOT_AVAILABLE,
+    Fault,
+    fault_of,
+    is_refusal,
+    is_schema_missing,
+    may_be_a_rows,
+    refuses_connections,
+)
 from pipeline.sink.watchdog import Watchdog
 
 # Options for libpq in addition to the URL. Keepalives detect a peer that vanished while the connection is idle; the
@@ -40,6 +55,8 @@ _CONNECTION_OPTIONS: Final[dict[str, Any]] = {
 # that, with an error. While it works, it checks whether the client still exists.
 _LOCK_SHARE: Final = 0.75
 _CHECK_SHARE: Final = 0.5
+# Linux has an event for it; elsewhere it is one that poll() always reports.
+_CLOSED_BY_PEER: Final = getattr(select, "POLLRDHUP", 0)
 # Sessions opened to find out whether a pooler lends backends; one nearly always suffices.
 _POOL_TRIES: Final = 3
 
@@ -95,6 +112,7 @@ class Session:
         self._settings = settings
         self._connection: Any = None
         self._socket: socket.socket | None = None
+        self._ends = select.poll()  # whether the server has closed the connection
         self._watchdog: Watchdog | None = None
         self._pid = os.getpid()
         self._generation = 0
@@ -214,6 +232,8 @@ class Session:
         self._forget_if_forked()
         if self._connection is None:
             self._connect()
+        else:
+            self._refuse_ended()
         assert self._watchdog is not None  # noqa: S101 - _connect has set both
         assert self._socket is not None  # noqa: S101
         try:
@@ -221,6 +241,20 @@ class Session:
                 yield cursor
         except psycopg2.Error as error:
             self._translate(error, refusable=refusable)
+
+    def _refuse_ended(self) -> None:
+        """Raise SinkUnavailableError if the server has ended the session before a statement: no row is the cause.
+
+        It does so after idle_session_timeout and idle_in_transaction_session_timeout, for example. libpq would only say
+        that the connection is lost, as if the statement had crashed the server.
+        """
+        if not self._ends.poll(0):
+            return
+        with contextlib.suppress(psycopg2.Error):
+            self._connection.poll()  # reads what the server said last, as a notice
+        said = in_full(" ".join(self._connection.notices[-1:])) or "the connection is closed"
+        self.drop()
+        raise SinkUnavailableError(f"PostgreSQL has ended the session: {said}", is_a_row_possible=False)
 
     def _translate(self, error: psycopg2.Error, *, refusable: bool) -> NoReturn:
         message = _said(error)
@@ -234,9 +268,9 @@ class Session:
                 message = f"PostgreSQL was silent for {self._settings.sink_call_seconds_max} s"
             if error.pgcode == LOCK_NOT_AVAILABLE:
                 raise LockedError(f"timed out waiting for a lock: {message}") from error
-            is_a_row_possible = may_be_a_rows(error.pgcode)
-            raise SinkUnavailableError(
-                message, is_a_row_possible=is_a_row_possible, sqlstate=error.pgcode or None
+            failed = SinkMisconfiguredError if is_refusal(error.pgcode) else SinkUnavailableError
+            raise failed(
+                message, is_a_row_possible=may_be_a_rows(error.pgcode), sqlstate=error.pgcode or None
             ) from error
         if fault is Fault.CONTENTION:
             self.rollback()
@@ -246,6 +280,8 @@ class Session:
     def _connect(self) -> None:
         connection = self._connection = connect(self._settings)
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._ends = select.poll()
+        self._ends.register(self._socket, _CLOSED_BY_PEER)
         if self._watchdog is None:
             self._watchdog = Watchdog(self._settings.sink_call_seconds_max)
         self.check()
@@ -306,8 +342,9 @@ class Session:
 
 
 def connect(settings: Settings) -> Any:
-    """A new psycopg2 connection with autocommit, not watched. Raises SinkUnavailableError.
+    """A new psycopg2 connection with autocommit, not watched.
 
+    Raises SinkUnavailableError, and SinkMisconfiguredError if the server answers and refuses the session for good.
     If DATABASE_URL names several hosts, libpq tries them in turn, each for `sink_connect_seconds_max`.
     """
     try:
@@ -317,7 +354,8 @@ def connect(settings: Settings) -> Any:
             **_CONNECTION_OPTIONS,
         )
     except (psycopg2.Error, OSError) as error:
-        raise SinkUnavailableError(f"no connection to PostgreSQL: {_said(error)}", is_a_row_possible=False) from error
+        failed = SinkMisconfiguredError if refuses_connections(str(error)) else SinkUnavailableError
+        raise failed(f"no connection to PostgreSQL: {_said(error)}", is_a_row_possible=False) from error
     connection.autocommit = True
     return connection
 

@@ -4,6 +4,7 @@ psycopg2 reports both a deadlock and a lost connection as OperationalError, so i
 Source: the PostgreSQL manual, appendix "PostgreSQL Error Codes".
 """
 
+import re
 from enum import Enum
 from typing import Final
 
@@ -51,9 +52,25 @@ SERVER_CLASSES: Final = frozenset(
         "XX",  # internal error, corruption
     }
 )
-# Classes that no row's content can cause, even if a row fails with them many times.
-_NEVER_A_ROWS_CLASSES: Final = frozenset({"08", "40", "53", "55", "58"})
-_NEVER_A_ROWS: Final = frozenset({"57P01", "57P02", "57P03"})  # the server or its session is shut down
+# Classes that no row's content can cause, even if a row fails with them many times. In 25 and 57 are the time-outs by
+# which the server ends a session that waits (25P03, 57P05), and its own shutdown.
+_NEVER_A_ROWS_CLASSES: Final = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+# Except for these: a trigger may take too long for one row. statement_timeout, and transaction_timeout.
+_TOO_LONG: Final = frozenset({"57014", "25P04"})
+# Classes of what only an operator can change: authorization; no such database, schema, table or column; no right to it.
+_REFUSAL_CLASSES: Final = frozenset({"28", "3D", "3F", "42"})
+# libpq has no SQLSTATE for a failed connection. Each address that it tried has a message of its own.
+_ATTEMPT: Final = re.compile(r"failed: (.*?)(?=\nconnection to |\Z)", re.DOTALL)
+# The server's message begins with its severity, a colon and two spaces, in each language of the server. The others are
+# libpq's: the server asks for what Sluice does not have, or Sluice does not trust it.
+_ANSWER: Final = re.compile(
+    r"[^\s:][^:\n]{0,30}:  |fe_sendauth: |SSL error: certificate |server does not support SSL|"
+    r"server certificate |root certificate "
+)
+# Refusals that pass, or that have a page of their own (too many sessions). In another language they count as lasting.
+_PASSES: Final = re.compile(
+    r"starting up|shutting down|recovery mode|not yet accepting|too many (?:clients|connections)|connection slots"
+)
 
 
 def fault_of(sqlstate: str | None, function: str | None = None) -> Fault:
@@ -86,4 +103,15 @@ def may_be_a_rows(sqlstate: str | None) -> bool:
     """Whether a row's content may be the cause of a failure that repeats while other writes succeed."""
     if sqlstate is None:
         return True
-    return sqlstate[:2] not in _NEVER_A_ROWS_CLASSES and sqlstate not in _NEVER_A_ROWS
+    return sqlstate in _TOO_LONG or sqlstate[:2] not in _NEVER_A_ROWS_CLASSES
+
+
+def is_refusal(sqlstate: str | None) -> bool:
+    """Whether the server answers, and refuses until an operator changes something."""
+    return sqlstate is not None and sqlstate[:2] in _REFUSAL_CLASSES
+
+
+def refuses_connections(said: str) -> bool:
+    """The same of libpq's error for a connection: every server that it tried has answered, and refuses the session."""
+    attempts = _ATTEMPT.findall(said)
+    return bool(attempts) and all(_ANSWER.match(one) and not _PASSES.search(one) for one in attempts)

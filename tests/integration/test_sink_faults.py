@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -49,7 +50,7 @@ def sink(database_url: str) -> Iterator[PostgresSink]:
         sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
     )
     migrate(settings)
-    ours = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sluice'"
+    ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sluice'"
     eventually(lambda: ask(database_url, ours) == [])  # the session of the migration has ended
     with contextlib.closing(PostgresSink(settings)) as made:
         yield made
@@ -96,6 +97,53 @@ def test_a_backend_killed_between_calls_takes_the_lock_with_it(sink: PostgresSin
     with contextlib.closing(PostgresSink(sink._settings)) as other:
         assert other.acquire(LOG, 0)
         assert not sink.acquire(LOG, 0)
+
+
+@contextlib.contextmanager
+def _limited(database_url: str, setting: str, limit: str) -> Iterator[PostgresSink]:
+    """A sink whose user has a time-out of the server's. It holds a partition, as a drain does."""
+    role = f"r{uuid.uuid4().hex}"
+    migrate(Settings(database_url=database_url))
+    ask(database_url, f"CREATE ROLE {role} LOGIN")
+    try:
+        ask(database_url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        ask(database_url, f"ALTER ROLE {role} SET {setting} = '{limit}'")
+        settings = Settings(
+            database_url=database_url.replace("//sluice@", f"//{role}@"), sink_call_seconds_max=PATIENT_SINK_SECONDS
+        )
+        with contextlib.closing(PostgresSink(settings)) as made:
+            yield made
+    finally:
+        ask(database_url, f"DROP OWNED BY {role}")
+        ask(database_url, f"DROP ROLE {role}")
+
+
+def _await_end(database_url: str, pid: object) -> None:
+    eventually(lambda: ask(database_url, "SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,)) == [])
+
+
+def test_a_session_that_idled_in_its_transaction_for_too_long_is_no_rows_fault(database_url: str) -> None:
+    # Given a DBA's limit for transactions that wait, and a control store that is slower than that
+    with _limited(database_url, "idle_in_transaction_session_timeout", "100ms") as sink:
+        pid = sink.session.rows("SELECT pg_backend_pid()")[0][0]
+        # When one record is stored, then its session is lost, and nobody looks for a culprit
+        with pytest.raises(SinkUnavailableError, match=r"ended the session: .*idle-in-transaction timeout") as caught:
+            sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=lambda: _await_end(database_url, pid))
+        assert not caught.value.is_a_row_possible
+    assert stored_ids(database_url) == []
+
+
+def test_a_session_that_idled_for_too_long_is_no_rows_fault(database_url: str) -> None:
+    # Given a DBA's limit for sessions without work, shorter than the time between two batches
+    with _limited(database_url, "idle_session_timeout", "100ms") as sink:
+
+        def store_late() -> None:
+            _await_end(database_url, sink.session.rows("SELECT pg_backend_pid()")[0][0])
+            sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
+
+        with pytest.raises(SinkUnavailableError, match=r"ended the session: .*idle-session timeout") as caught:
+            store_late()
+        assert not caught.value.is_a_row_possible
 
 
 # --- locked and slow -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pipeline.ports.control import Alarm
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from stack.servers import Server
+from stack.servers import Server, free_port
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()
@@ -113,6 +113,10 @@ def _role(database_url: str, role: str, rights: str = "ALL") -> Iterator[str]:
         ask(database_url, f"DROP ROLE {role}")
 
 
+def _name_of(url: str) -> str:
+    return url.partition("//")[2].partition("@")[0]
+
+
 def test_a_user_with_rights_on_the_tables_alone_is_enough(database_url: str) -> None:
     # Given a schema that somebody else has made, and a user who may write its tables
     migrate(Settings(database_url=database_url))
@@ -132,6 +136,45 @@ def test_a_user_who_lacks_rights_is_named(database_url: str) -> None:
         pytest.raises(SinkMisconfiguredError, match="lacks rights: UPDATE on stored_offsets"),
     ):
         migrate(Settings(database_url=url))
+
+
+def test_a_server_that_refuses_the_session_is_one_that_an_operator_must_change(database_url: str) -> None:
+    migrate(Settings(database_url=database_url))
+    missing = database_url.rpartition("/")[0] + f"/no_{uuid.uuid4().hex}"
+    with _role(database_url, f"r{uuid.uuid4().hex}") as url:
+        ask(database_url, f"ALTER ROLE {_name_of(url)} NOLOGIN")
+        # Given a server that answers, and refuses the user or knows no such database
+        for refused, words in ((url, "not permitted to log in"), (missing, "does not exist")):
+            with contextlib.closing(PostgresSink(Settings(database_url=refused))) as sink:
+                # Then that is no server that is away, and no row is at fault
+                with pytest.raises(SinkMisconfiguredError, match=words) as caught:
+                    sink.probe()
+                assert not caught.value.is_a_row_possible
+        # And one that is away is none that refuses
+        away = Settings(database_url=f"postgresql://sluice@127.0.0.1:{free_port()}/sluice")
+        with contextlib.closing(PostgresSink(away)) as sink, pytest.raises(SinkUnavailableError) as silent:
+            sink.probe()
+        assert not isinstance(silent.value, SinkMisconfiguredError)
+
+
+def test_what_is_changed_while_a_session_is_open_is_found_by_the_probe(database_url: str) -> None:
+    # Given a prober with a session, whose user may write
+    migrate(Settings(database_url=database_url))
+    with (
+        _role(database_url, f"r{uuid.uuid4().hex}") as url,
+        contextlib.closing(PostgresSink(Settings(database_url=url))) as sink,
+    ):
+        sink.probe()
+        for change, back in (
+            (f"REVOKE INSERT ON log_events FROM {_name_of(url)}", f"GRANT INSERT ON log_events TO {_name_of(url)}"),
+            ("ALTER TABLE log_events RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO log_events"),
+        ):
+            ask(database_url, change)
+            # When it tries its write, then the first answer already says that the database refuses
+            with pytest.raises(SinkMisconfiguredError):
+                sink.probe()
+            ask(database_url, back)
+            sink.probe()
 
 
 def test_a_rule_on_insert_is_refused(database_url: str) -> None:
