@@ -112,10 +112,19 @@ def make_storage(settings: Settings) -> Storage:
     if settings.event_sink_url:
         from pipeline.sink.jsonl import JsonlSink  # noqa: PLC0415
 
-        files = JsonlSink(settings)
+        files = JsonlSink(settings, partial(_has_stored, settings))
         return Storage(files, files, files, operators, known_logs, retention, log_marks)
     sink = PostgresSink(settings, session)
     return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs, retention, log_marks)
+
+
+def _has_stored(settings: Settings) -> bool:
+    """Whether the control store knows that events of the event log are stored. Raises RecoverableError."""
+    log = make_log(settings)
+    try:
+        return any(make_offset_fence(settings).mirror(log.identity().log_id).lowest_offsets.values())
+    finally:
+        log.close()
 
 
 def make_offset_store(settings: Settings) -> OffsetStore:

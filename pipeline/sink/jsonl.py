@@ -9,6 +9,7 @@ Weakness: a file system that hangs blocks a drain until its time limit; there is
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,13 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from pipeline.clock import SystemClock
-from pipeline.errors import OffsetConflictError, PermanentError, SinkContentionError, SinkUnavailableError
+from pipeline.errors import (
+    OffsetConflictError,
+    PermanentError,
+    SinkContentionError,
+    SinkMisconfiguredError,
+    SinkUnavailableError,
+)
 from pipeline.event import decode_record
 from pipeline.ports.dead_letters import DeadLetterCounts, ReplayResult
 from pipeline.ports.event_sink import StoredPosition, StoreResult
@@ -52,10 +59,15 @@ class EncodedLines:
 
 
 class JsonlSink:
-    """Event sink, offset store and dead letters in one folder. Any number of processes of one machine may use it."""
+    """Event sink, offset store and dead letters in one folder. Any number of processes of one machine may use it.
 
-    def __init__(self, settings: Settings) -> None:
+    `has_stored` is asked before an archive is made: whether events of the log are stored already, as another witness
+    knows. Then the folder is not mounted, or another one than before, and nothing is stored in it.
+    """
+
+    def __init__(self, settings: Settings, has_stored: Callable[[], bool] = lambda: False) -> None:
         self._settings = settings
+        self._has_stored = has_stored
         self._root = Path(unquote(urlsplit(settings.event_sink_url).path))
         self._held: dict[tuple[str, int], PartitionFiles] = {}
         self._pid = os.getpid()
@@ -291,6 +303,12 @@ class JsonlSink:
     def _make_root(self) -> None:
         mark = self._root / _MARK
         if not mark.exists():
+            if self._has_stored():
+                raise SinkMisconfiguredError(
+                    f"{self._root} is no archive, and events of this event log are stored already: mount the archive "
+                    f"there. If a new one is to begin: echo '{{\"format\":{_FORMAT}}}' > {shlex.quote(str(mark))}",
+                    is_a_row_possible=False,
+                )
             make_folder(self._root)
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 write_whole(mark, b'{"format":%d}\n' % _FORMAT)

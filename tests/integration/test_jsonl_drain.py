@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import wiring
 from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.errors import SinkMisconfiguredError
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
@@ -117,6 +118,30 @@ def test_the_lowest_offsets_of_a_restarted_log_come_from_the_files(context: Work
     # Then a process without a mirror reads from the files which offsets may not be used again
     source = wiring.make_lowest_offsets_source(replace(context.settings, key_prefix="another:"))
     assert source(context.log.identity().log_id, "any") == {0: 300}
+
+
+def test_an_archive_that_is_no_longer_mounted_is_refused_until_it_is_back(
+    context: WorkerContext, archive: Settings, tmp_path: Path
+) -> None:
+    # Given an archive with events, and a machine that starts without its disk
+    folder = tmp_path / "archive"
+    append(context, [record(number) for number in range(300)])
+    run_drain(context, 300)
+    context.close()
+    folder.rename(tmp_path / "disk")
+    folder.mkdir()
+    # When its workers go on, then they store nothing in the mount point
+    with contextlib.closing(WorkerContext(archive)) as next_one:
+        append(next_one, [record(number) for number in range(300, 400)])
+        for call in (next_one.sink.probe, lambda: run_drain(next_one, 400)):
+            with pytest.raises(SinkMisconfiguredError, match="mount the archive there"):
+                call()
+        assert list(folder.iterdir()) == []
+        # And once it is back, they go on where they were
+        folder.rmdir()
+        (tmp_path / "disk").rename(folder)
+        run_drain(next_one, 400)
+        assert [line["logOffset"] for line in committed_events(folder)] == list(range(400))
 
 
 def test_a_poisoned_partition_is_looked_at_and_accepted(archive: Settings, settings: Settings, tmp_path: Path) -> None:

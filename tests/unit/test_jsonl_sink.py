@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any
 import pytest
 
 from pipeline.clock import SystemClock
-from pipeline.errors import PermanentError, SettingsError, SinkContentionError, SinkUnavailableError
+from pipeline.errors import (
+    PermanentError,
+    SettingsError,
+    SinkContentionError,
+    SinkMisconfiguredError,
+    SinkUnavailableError,
+)
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
@@ -237,6 +244,30 @@ def test_a_folder_that_is_no_archive_says_so(settings: Settings) -> None:
     for read in (reader.stored_offsets, reader.settled_offsets):
         with pytest.raises(SinkUnavailableError, match="is no archive yet"):
             read(LOG)
+
+
+def test_an_archive_that_is_not_mounted_is_refused_and_not_begun_anew(settings: Settings, folder: Path) -> None:
+    # Given the empty mount point of an archive in which events are stored
+    folder.mkdir()
+    sink = JsonlSink(settings, has_stored=lambda: True)
+    writes: list[Callable[[], object]] = [
+        sink.probe,
+        lambda: sink.acquire(LOG, 0),
+        lambda: sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing),
+    ]
+    for write in writes:
+        # When something is to be written, then it is refused, with what to do, and no row can be the cause
+        with pytest.raises(SinkMisconfiguredError, match="mount the archive there") as caught:
+            write()
+        assert not caught.value.is_a_row_possible
+    assert list(folder.iterdir()) == []
+    # And when somebody does what the text says to begin a new one, it begins
+    command = str(caught.value).rpartition(": ")[2]
+    subprocess.run(["sh", "-c", command], check=True)
+    sink.probe()
+    sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
+    assert offsets(folder) == [0]
+    sink.close()
 
 
 @pytest.mark.parametrize("url", ["file://", "file://host/folder", "folder", "/folder", "file:///a?b", "s3://bucket"])
