@@ -3,7 +3,8 @@
 By default it measures the system that runs here: send nothing meanwhile, and close the live page. With `--partitions 4
 64` it starts a system of its own with each number of partitions, measures them side by side, and prints how many times
 as much as the first one each of the others takes. Side by side, other work on the machine changes all of them alike.
-CPU time is counted by the kernel for each process.
+CPU time is counted by the kernel for each process. `--save checks/sizing/measured.json` starts a system of its own
+without ingest, and writes the commands a second of its control Redis there: `python -m checks.sizing` uses them.
 """
 
 import argparse
@@ -15,20 +16,26 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import psutil
 import psycopg2
 import redis
 
-from checks.idle.report import Usage, ratio, report
+from checks.bench.machine import commit, processor
+from checks.idle.report import Usage, commands_since, ratio, report
+from checks.sizing.costs import save_idle
 from pipeline.errors import SluiceError
 from pipeline.running import home_of
+from pipeline.settings import Settings
 from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ServerError
 from stack.system import System, SystemFolder
 
 _SUPERVISOR: Final = "supervisor"
+_INGEST: Final = "ingest-"
 _SETTLE_SECONDS: Final = 15.0  # after a start: until each drain has restarted, and rates are published
 
 
@@ -41,8 +48,15 @@ def main() -> int:
     parser.add_argument(
         "--partitions", type=int, nargs="+", metavar="N", help="start a system for each of these numbers of partitions"
     )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="count the commands of a system without ingest")
     asked = parser.parse_args()
     try:
+        if asked.save is not None:
+            commands, table = _without_ingest(asked.seconds)
+            print(table)
+            source = f"{processor()}, {os.cpu_count()} cores, {datetime.now(UTC).date()}, commit {commit()}"
+            save_idle(commands, source, asked.save)
+            return 0
         if not asked.partitions:
             [(_, table)] = _measure([SystemFolder(home_of(os.environ))], asked.seconds)
             print(table)
@@ -76,6 +90,19 @@ def _system(partitions: int) -> Iterator[SystemFolder]:
             yield system
         finally:
             system.stop()
+
+
+def _without_ingest(seconds: float) -> tuple[float, str]:
+    """Commands a second of the control Redis of a system whose ingest is stopped, and its table."""
+    with _system(Settings().log_partitions) as system:
+        for program in system.programs_now():
+            if str(program["name"]).startswith(_INGEST):
+                system.supervisor().stopProcess(program["name"], True)
+        time.sleep(_SETTLE_SECONDS)
+        url = system.urls()["REDIS_URL"]
+        before, started = _commands(url), time.monotonic()
+        [(_, table)] = _measure([system], seconds)
+        return commands_since(before, _commands(url)) / (time.monotonic() - started), table
 
 
 def _measure(systems: Sequence[SystemFolder], seconds: float) -> list[tuple[float, str]]:

@@ -44,5 +44,10 @@ def report(before: Usage, after: Usage, *, seconds: float, sessions: int) -> tup
     return sum(used.values()), "\n".join(rows)
 
 
+def commands_since(before: Mapping[str, int], after: Mapping[str, int]) -> float:
+    """The commands between two counts, by name, of one server."""
+    return sum(_since(count, before.get(name, 0)) for name, count in after.items())
+
+
 def _since(total: float, earlier: float) -> float:
     return total - earlier if total >= earlier else total

@@ -1,4 +1,7 @@
-"""The cost of an event, by event log: from the JSON of `./bench.sh`, or from the figures of this repository."""
+"""The cost of an event, by event log: from the JSON of `./bench.sh`, or from the figures of this repository.
+
+The commands of an idle system are from `python -m checks.idle --save` in each case: the benchmark runs no whole system.
+"""
 
 import dataclasses
 import json
@@ -10,6 +13,7 @@ from typing import Any, Final
 
 MEASURED: Final = Path(__file__).parent / "measured.json"
 BATCH_EVENTS: Final = 100  # in a body of M2
+IDLE: Final = "idle"  # beside the event logs in the file
 # The lines of M13, as the benchmark names them.
 EVENT_BYTES: Final = "an event as M1, M2 and M4 send it"
 COMMANDS_INGEST: Final = "commands of the control Redis for an idle ingest process"
@@ -44,11 +48,13 @@ class Costs:
     lease_commands: float  # of the control Redis, a lease
     batch_commands: float  # of the control Redis, a batch
     batch_seconds: float  # the smallest batches of one drain
+    idle_commands: float  # of the control Redis, a second: workers, Beat and Flower without work
 
 
 def of_repository(log: str) -> Costs:
     """The costs in this repository."""
-    return Costs(**json.loads(MEASURED.read_text(encoding="utf-8"))[log])
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return Costs(**found[log], idle_commands=found[IDLE]["commands"])
 
 
 def of_bench(paths: Sequence[Path], log: str) -> Costs:
@@ -72,13 +78,14 @@ def of_bench(paths: Sequence[Path], log: str) -> Costs:
             raise CostsError(f"{path} is no JSON of ./bench.sh --json: {error!r}") from error
     if postgres:  # independent of the log; the largest table in the tests costs most
         found["postgres_us"] = max(postgres)
-    wanted = {field.name for field in dataclasses.fields(Costs)} - {"log", "source"}
+    wanted = {field.name for field in dataclasses.fields(Costs)} - {"log", "source", "idle_commands"}
     if missing := sorted(wanted - set(found)):
         raise CostsError(
             f"no file of --bench has {', '.join(missing)} with the event log {log}: "
             f"./bench.sh --log {log} --only M1,M2,M7,M8,M13 --json FILE"
         )
-    return Costs(log=log, source="; ".join(dict.fromkeys(sources)), **found)
+    idle_commands = of_repository(log).idle_commands
+    return Costs(log=log, source="; ".join(dict.fromkeys(sources)), idle_commands=idle_commands, **found)
 
 
 def source_of(document: Mapping[str, Any]) -> str:
@@ -132,9 +139,19 @@ SIZES: Final = {
 
 def save(costs: Costs, path: Path) -> None:
     """Write the costs for their log into a file, in the format of this repository."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     numbers = {
         name: value if isinstance(value, str) else float(f"{value:.4g}")
         for name, value in dataclasses.asdict(costs).items()
+        if name != "idle_commands"
     }
-    path.write_text(json.dumps(known | {costs.log: numbers}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(path, {costs.log: numbers})
+
+
+def save_idle(commands: float, source: str, path: Path) -> None:
+    """Write the commands of an idle system (a second) into such a file. `source`: machine, day and commit."""
+    _write(path, {IDLE: {"source": source, "commands": float(f"{commands:.4g}")}})
+
+
+def _write(path: Path, new: Mapping[str, Any]) -> None:
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**known, **new}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

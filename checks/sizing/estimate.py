@@ -19,9 +19,6 @@ ADDED_BYTES: Final = 103
 PARTITIONS_MAX: Final = 256
 INGEST_PROCESSES_MIN: Final = 2  # one may be restarted
 DAY_SECONDS: Final = 86_400
-# Commands a second on the control Redis from idle workers, Beat and Flower: `python -m checks.idle` counted 201 with
-# one ingest process (4 partitions, 2026-11-27), less the 70 of that process (measured.json).
-IDLE_COMMANDS: Final = 131
 _SETTINGS: Final = Settings()
 
 
@@ -125,4 +122,4 @@ def _commands(costs: Costs, processes: int, drains: int, rate: float, busy: floa
     batches = min(rate / drains, max(0.0, 1 - busy) / costs.batch_seconds) * drains
     leases = 1 / _SETTINGS.lease_seconds  # of all processes: each covers lease_seconds of the whole rate
     of_events = leases * costs.lease_commands + batches * costs.batch_commands
-    return IDLE_COMMANDS + processes * costs.ingest_commands + of_events
+    return costs.idle_commands + processes * costs.ingest_commands + of_events

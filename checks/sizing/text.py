@@ -81,6 +81,7 @@ def costs_table(all_costs: Sequence[Costs]) -> str:
         ("bytes of a record in the event log", lambda one: f"{one.held_bytes:.0f}"),
         ("bytes of a record in PostgreSQL, with its indexes", lambda one: f"{one.stored_bytes:.0f}"),
         ("commands of the control Redis: an ingest process, a second", lambda one: f"{one.ingest_commands:.0f}"),
+        ("… a system without ingest that does nothing, a second", lambda one: f"{one.idle_commands:.0f}"),
         ("… a lease; a batch", lambda one: f"{one.lease_commands:.1f}; {one.batch_commands:.1f}"),
         ("the smallest batch of a drain, ms", lambda one: f"{1000 * one.batch_seconds:.1f}"),
     ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from checks.idle.report import Usage, ratio, report
+from checks.idle.report import Usage, commands_since, ratio, report
 
 
 def test_the_table_has_the_share_of_each_program_and_the_commands_a_second() -> None:
@@ -32,6 +32,11 @@ def test_the_table_has_the_share_of_each_program_and_the_commands_a_second() -> 
         "REDIS_URL: 11.5 commands/s (get 10.0, llen 1.5)",
         "EVENT_LOG_URL: 4.0 commands/s (xread 4.0)",
     ]
+
+
+def test_commands_between_two_counts() -> None:
+    # Given a command that was new, and one of a server that restarted
+    assert commands_since({"get": 10, "hset": 50}, {"get": 25, "hset": 4, "ping": 1}) == 15 + 4 + 1
 
 
 def test_systems_are_compared_with_the_first_one() -> None:

@@ -12,7 +12,7 @@ import pytest
 from checks.bench import drain, sizes
 from checks.bench.edge import BATCH_EVENTS
 from checks.sizing import costs as costs_module
-from checks.sizing.costs import MEASURED, Costs, CostsError, of_bench, of_repository, save
+from checks.sizing.costs import IDLE, MEASURED, Costs, CostsError, of_bench, of_repository, save, save_idle
 from checks.sizing.estimate import ADDED_BYTES, Estimate, Given, estimate, ingest_us
 from checks.sizing.text import number, size, table, with_tables
 from pipeline.settings import Settings
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "sizing.md"
 ROUND = Costs(
     log="redis", source="a test", event_bytes=200, single_us=1000, batch_us=19.9, log_us=10,
     record_bytes=200 + ADDED_BYTES, drain_us=20, postgres_us=50, held_bytes=400, stored_bytes=500, ingest_commands=60,
-    lease_commands=3, batch_commands=5, batch_seconds=0.01,
+    lease_commands=3, batch_commands=5, batch_seconds=0.01, idle_commands=90,
 )  # fmt: skip
 GIVEN = Given(rate=10_000, size=200)
 
@@ -53,7 +53,7 @@ def test_each_figure_of_a_plain_case() -> None:
             "control_processes": 2,
             "sessions": 11,
             # An idle system, 2 processes, 33 leases a second, and 4 drains that are busy for an eighth of the time
-            "control_commands": 131 + 2 * 60 + 3 / 0.03 + 4 * (1 - 0.125) / 0.01 * 5,
+            "control_commands": 90 + 2 * 60 + 3 / 0.03 + 4 * (1 - 0.125) / 0.01 * 5,
             "postgres_cores": 0.5,
             "disk_bytes_a_day": 10_000 * 86_400 * 500,
         }
@@ -153,17 +153,22 @@ def _bench(log: str = "redis") -> dict[str, Any]:
     return {"log": log, "cores": 2, "processor": "P", "day": "2026-01-01", "commit": "abc", "lines": lines}
 
 
-def test_costs_are_read_from_a_benchmark(tmp_path: Path) -> None:
+def test_costs_are_read_from_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(_bench()))
     found = of_bench([file], "redis")
     assert found.source == "P, 2 cores, 2026-01-01, commit abc, load average before 0.0"
     for field in fields(Costs):
-        if field.name not in ("log", "source"):
+        if field.name not in ("log", "source", "idle_commands"):
             assert getattr(found, field.name) == pytest.approx(getattr(ROUND, field.name)), field.name
     # And what is saved is read again
     save(found, tmp_path / "saved.json")
-    assert Costs(**json.loads((tmp_path / "saved.json").read_text())["redis"]).postgres_us == 50
+    # With what an idle system takes, which is measured apart
+    save_idle(77.777, "P, 2 cores, 2026-01-02, commit def", tmp_path / "saved.json")
+    monkeypatch.setattr(costs_module, "MEASURED", tmp_path / "saved.json")
+    save(found, tmp_path / "saved.json")
+    again = of_repository("redis")
+    assert (again.postgres_us, again.idle_commands) == (50, 77.78)
 
 
 def test_a_benchmark_in_two_parts(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_the_pages_tables_are_what_the_calculator_says() -> None:
 
 def test_the_figures_of_the_repository_say_where_they_come_from() -> None:
     for log, costs in json.loads(MEASURED.read_text()).items():
-        assert costs["log"] == log
+        assert costs.get("log", IDLE) == log
         assert "commit" in costs["source"]
         assert "quick" not in costs["source"]
 
