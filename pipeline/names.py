@@ -221,9 +221,8 @@ class AlarmCode(StrEnum):
     FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would reuse offsets that PostgreSQL has stored
     SCHEMA_REFUSED = "schema_refused"  # the database's schema (newer than this version, changed) can't be used
-    DATABASE_REFUSED = (
-        "database_refused"  # the database itself can't be used: a standby, its encoding, rights, a pooler
-    )
+    # The database answers and can't be used (a password, rights, its encoding, a standby, a pooler), or the archive
+    DATABASE_REFUSED = "database_refused"
     FEW_SESSIONS = "few_sessions"  # PostgreSQL allows fewer sessions than the processes have: drains may not start
     STANDS_STILL = "stands_still"  # the reason why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
@@ -233,6 +232,9 @@ class AlarmCode(StrEnum):
     RETENTION = "retention"  # expired events or dead letters are not deleted, or too slowly
     LOG_SET_UP = "log_set_up"  # the log works, but an operator must change its configuration
 
+
+# Because of these, the sink stores nothing until an operator changes something. An open breaker is then an effect.
+REFUSALS: Final = frozenset({AlarmCode.SCHEMA_REFUSED, AlarmCode.DATABASE_REFUSED})
 
 # Reason of a dead letter whose eventId is stored with other content. Other reasons come from PostgreSQL or the decoder.
 LETTER_CONFLICT: Final = "conflict"

@@ -6,13 +6,14 @@ from enum import StrEnum
 from typing import Final
 
 from pipeline.clock import Clock
-from pipeline.errors import RecoverableError, StoreUnavailableError
+from pipeline.errors import RecoverableError, SinkMisconfiguredError, StoreUnavailableError, in_brief
 from pipeline.flow.age import Age
-from pipeline.names import LEASE_PROBE, PauseReason
-from pipeline.ports.control import ControlState, ControlStore, Leases, Pause
+from pipeline.names import LEASE_PROBE, AlarmCode, PauseReason
+from pipeline.ports.control import ControlState, ControlStore, Leases, Pause, Trouble, Troubles
 from pipeline.settings import Settings
 
 _DOUBLINGS_MAX: Final = 16
+_REPORTER: Final = "prober"  # one name for all processes: each probe replaces what the last one reported
 
 
 class ProbeOutcome(StrEnum):
@@ -82,17 +83,20 @@ def probe(
     *,
     settings: Settings,
     actor: str,
+    troubles: Troubles,
 ) -> ProbeReport:
     """Probe the sink once, if the breaker is open and no other prober is probing.
 
     `sink_probe` does a small real write and raises SinkUnavailableError. While the lease is held, the breaker is
-    half-open; the lease expires if this process dies. Raises StoreUnavailableError.
+    half-open; the lease expires if this process dies. A sink that answers and refuses is reported to `troubles`: the
+    control loop does not ask the sink while the breaker is open. Raises StoreUnavailableError.
     """
     state = store.state()
     wait_seconds = backoff.look(state)
     if _breaker_pause(state) is None:
         return ProbeReport(ProbeOutcome.NOT_OPEN)
     if wait_seconds > 0:
+        _repeat(troubles)
         return ProbeReport(ProbeOutcome.WAITING, f"{wait_seconds:.0f} s more: the last batches failed again and again")
     # Connecting, one call, and the same again for other waits of a write.
     lease_seconds = 2 * (settings.sink_connect_seconds_max + settings.sink_call_seconds_max)
@@ -106,7 +110,10 @@ def probe(
         try:
             sink_probe()
         except RecoverableError as error:
+            is_refused = isinstance(error, SinkMisconfiguredError)
+            troubles.report(_REPORTER, [Trouble(AlarmCode.DATABASE_REFUSED, in_brief(error))] if is_refused else [])
             return ProbeReport(ProbeOutcome.FAILED, str(error))
+        troubles.report(_REPORTER, [])
         why = f"a write to {settings.sink_name} succeeded"
         lifted = store.resume(PauseReason.BREAKER, generation=held.generation, actor=actor, why=why)
         return ProbeReport(ProbeOutcome.LIFTED if lifted else ProbeOutcome.SUPERSEDED)
@@ -117,6 +124,13 @@ def probe(
 def _breaker_pause(state: ControlState) -> Pause | None:
     """The breaker's reason to pause, if it is known to be active."""
     return next((pause for pause in state.pauses or () if pause.reason is PauseReason.BREAKER), None)
+
+
+def _repeat(troubles: Troubles) -> None:
+    """Report again what the last probe found: a wait may be longer than a report is kept."""
+    last = troubles.reported().get(_REPORTER)
+    if last:
+        troubles.report(_REPORTER, last)
 
 
 def _give_back(leases: Leases, token: str) -> None:

@@ -17,6 +17,7 @@ from pipeline.flow.shares import Shares, share_out, together
 from pipeline.names import (
     LEASE_REGULATE,
     LEASE_TICK,
+    REFUSALS,
     AlarmCode,
     BreakerState,
     ControlEventKind,
@@ -229,8 +230,10 @@ def _tick(
             f"The database's schema is refused: {sink.schema_problem}",
             "which version of Sluice runs where, and the table schema_migrations",
         )
-    if sink.server_problem is not None:
-        _name_refused_database(sample, sink.server_problem)
+    if sink.server_problem is not None and sample.sink is SinkName.POSTGRESQL:
+        _name_refused_sink(sample, sink.server_problem)
+    elif sink.server_problem is not None:  # an archive stores without it
+        sample.problems.append(f"PostgreSQL is refused, and does not keep what operators set: {sink.server_problem}")
     if sink.session_problem is not None:
         sample.degraded(
             AlarmCode.FEW_SESSIONS,
@@ -332,6 +335,8 @@ def _hear_troubles(control: ControlAdapters, sample: _Sample) -> None:
         for problem in problems:
             if problem.code in _OF_SERVERS:
                 by_code.setdefault(problem.code, []).append((process, problem.what))
+            elif problem.code == AlarmCode.DATABASE_REFUSED:
+                _name_refused_sink(sample, problem.what)
             else:
                 sample.degraded(problem.code, f"{process}: {problem.what}", _where(process, problem.code))
     for code, found in sorted(by_code.items()):
@@ -359,11 +364,13 @@ def _synchronise(who: str) -> str:
     )
 
 
-def _name_refused_database(sample: _Sample, problem: str) -> None:
-    """Report a database in which nothing can be stored until an operator changes it."""
-    if all(alarm.code not in (AlarmCode.SCHEMA_REFUSED, AlarmCode.DATABASE_REFUSED) for alarm in sample.alarms):
-        what = f"The database is refused, and nothing is stored: {problem}"
-        sample.critical(AlarmCode.DATABASE_REFUSED, what, "docs/database.md; events wait in the event log meanwhile")
+def _name_refused_sink(sample: _Sample, problem: str) -> None:
+    """Report a database or an archive in which nothing can be stored until an operator changes it."""
+    if any(alarm.code in REFUSALS for alarm in sample.alarms):
+        return
+    sink = "database" if sample.sink is SinkName.POSTGRESQL else "archive"
+    what = f"The {sink} is refused, and nothing is stored: {problem}"
+    sample.critical(AlarmCode.DATABASE_REFUSED, what, f"docs/{sink}.md; events wait in the event log meanwhile")
 
 
 def _is_refused(error: SluiceError, state: ControlState) -> bool:
@@ -442,7 +449,7 @@ def _measure(
                 sample.database_clock = Look(stored.time, asked_at, clock.monotonic())
         except SluiceError as error:
             if _is_refused(error, state):
-                _name_refused_database(sample, str(error))
+                _name_refused_sink(sample, str(error))
             else:
                 sample.degraded(
                     AlarmCode.OFFSETS_UNKNOWN,

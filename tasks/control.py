@@ -165,6 +165,7 @@ def probe_postgres(self: Any) -> None:
         context.backoff,
         settings=context.settings,
         actor=context.name,
+        troubles=context.troubles,
     )
     if report.outcome not in (ProbeOutcome.NOT_OPEN, ProbeOutcome.BUSY):
         level = logging.INFO if report.outcome is ProbeOutcome.WAITING else logging.WARNING  # at each tick

@@ -9,9 +9,8 @@ from checks.runbooks.act import Act
 from checks.runbooks.systems import Kind
 
 SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
-    # First: a control worker that knows the offsets does not query PostgreSQL, and shows only breaker_open.
-    "database-refused": (parts.database_refused,),
     "breaker-open": (own.breaker_open,),
+    "database-refused": (parts.database_refused_session, parts.database_refused_table),
     "paused": (own.paused_operator, own.paused_poison, own.paused_log_gap),
     "controller-silent": (own.controller_silent,),
     "store-down": (own.store_down,),

@@ -25,15 +25,31 @@ _DEAF_APP: Final = "checks.testbed.deaf_app"
 _ALERTMANAGERS: Final = ("alertmanager", "prometheus-alertmanager")
 
 
-def database_refused(act: Act) -> None:
-    """Somebody renames a column of log_events."""
+def database_refused_session(act: Act) -> None:
+    """PostgreSQL answers, and accepts no session of Sluice's."""
+    act.note("made: the database accepts no sessions, and ends those that are open")
+    act.sql(
+        "ALTER DATABASE sluice ALLOW_CONNECTIONS false",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'sluice'",
+        database="template1",
+    )
+    act.send(1)
+    act.see("database_refused", "not currently accepting connections")
+    act.see_alert("DatabaseRefused")
+    act.see_alert_end("BreakerOpen")
+    act.run("python -m sluice doctor | grep -A 1 PostgreSQL")
+    act.note("step 1: sessions are accepted again")
+    act.sql("ALTER DATABASE sluice ALLOW_CONNECTIONS true", database="template1")
+    act.see_end("database_refused", "breaker_open")
+    act.see_alert_end("DatabaseRefused")
+    act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: the event is stored")
+
+
+def database_refused_table(act: Act) -> None:
+    """Somebody renames a column of log_events, while drains have sessions."""
     rename = 'psql "$DATABASE_URL" -c "ALTER TABLE log_events RENAME COLUMN source TO origin"'
     act.note(f"made: {rename}; and an event")
     act.run(rename)
-    act.note("made: sessions end, as by a restart of PostgreSQL: each new one looks at the table")
-    act.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'sluice' AND pid <> pg_backend_pid()"
-    )
     act.send(1)
     act.see("database_refused", "log_events")
     act.run("python -m sluice doctor | grep -A 1 log_events")

@@ -30,6 +30,7 @@ from pipeline.control_store.memory import (
     MemoryOffsetFence,
     MemoryProgress,
     MemoryServer,
+    MemoryTroubles,
 )
 from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
@@ -164,6 +165,7 @@ class World:
             clock=self.clock,
             offers=self.offers,
         )
+        self._troubles = MemoryTroubles(self.settings, self.server)
         self._backoff = Backoff(self.settings, self.clock)
         self._database = SinkQueries(
             stored_offsets=self._stored_offsets,
@@ -235,6 +237,7 @@ class World:
                     self._backoff,
                     settings=settings,
                     actor="simulated prober",
+                    troubles=self._troubles,
                 )
                 self.publish()
 

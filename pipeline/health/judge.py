@@ -21,6 +21,7 @@ from pipeline.health.responses import (
 )
 from pipeline.health.snapshot import PACE_SECONDS, HealthInputs, Traffic
 from pipeline.names import (
+    REFUSALS,
     AlarmCode,
     BreakerState,
     Health,
@@ -118,7 +119,7 @@ def judge(inputs: HealthInputs) -> Verdict:
     """The verdict on a snapshot."""
     found = [*_unreachable(inputs)]
     if inputs.store_problem is None:
-        found += [*_breaker(inputs), *_pauses(inputs), *_controller(inputs)]
+        found += [*_refusals(inputs), *_breaker(inputs), *_pauses(inputs), *_controller(inputs)]
     found += [*_no_progress(inputs), *_lag(inputs), *_alarms(inputs), *_loops(inputs), *_refusing(inputs)]
     problems = tuple(sorted(found, key=lambda problem: problem.severity is not Severity.CRITICAL))
     return Verdict(_status(inputs, problems), problems)
@@ -231,6 +232,15 @@ def _it_says(problem: str) -> str:
 # --- The control loop ---------------------------------------------------------------------------------------------
 
 
+def _refusals(inputs: HealthInputs) -> Iterator[Problem]:
+    """Why the sink stores nothing, as the controller published it: before the open breaker, its effect."""
+    return (_of_alarm(alarm) for alarm in inputs.alarms if alarm.code in REFUSALS)
+
+
+def _of_alarm(alarm: Alarm) -> Problem:
+    return Problem(alarm.code, alarm.severity, alarm.what, alarm.look_at, command_of_alarm(alarm.code, alarm.partition))
+
+
 def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.breaker not in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return
@@ -240,7 +250,10 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
     rate = f"at its lowest{at_floor}"
     if inputs.rate is not None and inputs.rate < inputs.floor_rate and inputs.override is not None:
         rate = f"{rate_text(inputs.rate)}, set by an operator"
-    why = f": {held.why}" if held is not None else ""
+    look_at = f"{_SINK_PARTS[inputs.sink]}: {held.why}" if held is not None else _SINK_PARTS[inputs.sink]
+    if any(alarm.code == AlarmCode.DATABASE_REFUSED for alarm in inputs.alarms):
+        # The breaker may have opened for another reason.
+        look_at = f"why {inputs.sink} is refused: the breaker only follows from that"
     others = [pause_text(p.name, p.partition) for p in inputs.pauses or () if p.reason is not PauseReason.BREAKER]
     stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
     then = stays if others else "all resumes by itself"
@@ -251,7 +264,7 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
             f"{inputs.sink} fails{since}: the breaker is {inputs.breaker.value}, consumption is paused, "
             f"the rate is {rate}"
         ),
-        f"{_SINK_PARTS[inputs.sink]}{why}. Once a write succeeds, {then}",
+        f"{look_at}. Once a write succeeds, {then}",
         "" if inputs.sink is SinkName.POSTGRESQL else DOCTOR,
     )
 
@@ -382,14 +395,14 @@ def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
     cause = _cause_alarm(inputs)
     for alarm in inputs.alarms:
         if alarm is not cause and not _is_told(inputs, alarm):
-            command = command_of_alarm(alarm.code, alarm.partition)
-            yield Problem(alarm.code, alarm.severity, alarm.what, alarm.look_at, command)
+            yield _of_alarm(alarm)
 
 
 def _is_told(inputs: HealthInputs, alarm: Alarm) -> bool:
-    """Whether what an ingest process reported is among the other problems of this snapshot."""
+    """Whether an alarm is among the other problems of this snapshot."""
     is_own = bool(inputs.process) and alarm.what.startswith(f"{inputs.process}: ")
-    return alarm.code in _ELSEWHERE or (is_own and alarm.code == AlarmCode.LOOP_FAILS)
+    is_cause = inputs.store_problem is None and alarm.code in REFUSALS
+    return is_cause or alarm.code in _ELSEWHERE or (is_own and alarm.code == AlarmCode.LOOP_FAILS)
 
 
 def _loops(inputs: HealthInputs) -> Iterator[Problem]:

@@ -146,9 +146,22 @@ def fetched_from(serve: Serve) -> bytes:
     """What is fetched from a server with this behaviour."""
 
     async def fetch() -> bytes:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        served: list[asyncio.Task[None]] = []
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            served.append(asyncio.ensure_future(serve(reader, writer)))
+            try:
+                await served[0]
+            finally:
+                writer.transport.abort()
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            return await fetch_answer(f"http://127.0.0.1:{port}/api/v1/query_range?query=up")
+            try:
+                return await fetch_answer(f"http://127.0.0.1:{port}/api/v1/query_range?query=up")
+            finally:
+                await asyncio.gather(*served, return_exceptions=True)
+                await asyncio.sleep(0)  # the transports close
 
     return asyncio.run(fetch())
 

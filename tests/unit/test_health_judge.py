@@ -116,6 +116,22 @@ def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
     assert "the breaker closes by itself, but consumption stays paused (operator)" in beneath
 
 
+def test_a_refused_database_is_the_cause_and_an_open_breaker_its_effect() -> None:
+    # Given a breaker that opened while PostgreSQL was down, and a PostgreSQL that is back with another password
+    opened = replace(HEALTHY, breaker=BreakerState.OPEN, pauses=(BREAKER,), rate=100.0)
+    code, what = AlarmCode.DATABASE_REFUSED, "The database is refused: wrong password"
+    refused = Alarm(code, Severity.CRITICAL, what, "docs/database.md")
+    # Then the cause comes first, and the breaker does not name its own, older one
+    cause, effect = judge(replace(opened, alarms=(refused,))).problems
+    assert (cause.code, cause.what) == (code, what)
+    assert effect.code == ProblemCode.BREAKER_OPEN
+    assert effect.look_at.startswith("why PostgreSQL is refused: the breaker only follows from that. Once a write")
+    assert "connection refused" not in effect.look_at
+    # And a reader that does not know the breaker shows the cause all the same, once
+    codes = [one.code for one in judge(replace(opened, alarms=(refused,), store_problem="away")).problems]
+    assert codes.count(code) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

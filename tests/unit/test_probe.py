@@ -6,9 +6,14 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryServer
-from pipeline.errors import SinkContentionError, SinkUnavailableError, StoreUnavailableError
-from pipeline.names import LEASE_PROBE, BreakerState, Mode, PauseReason
-from pipeline.ports.control import Consumption
+from pipeline.errors import (
+    SinkContentionError,
+    SinkMisconfiguredError,
+    SinkUnavailableError,
+    StoreUnavailableError,
+)
+from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, Mode, PauseReason
+from pipeline.ports.control import Consumption, Trouble
 from pipeline.probe import Backoff, ProbeOutcome, ProbeReport, probe
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -48,7 +53,9 @@ class Sink:
 
 def ask(rig: ControlRig, sink: Sink, backoff: Backoff | None = None) -> ProbeReport:
     backoff = backoff or Backoff(rig.settings, ManualClock())
-    return probe(rig.store, rig.leases, sink.probe, backoff, settings=rig.settings, actor="prober")
+    return probe(
+        rig.store, rig.leases, sink.probe, backoff, settings=rig.settings, actor="prober", troubles=rig.troubles
+    )
 
 
 def test_nothing_is_asked_while_the_breaker_is_closed(rig: ControlRig) -> None:
@@ -80,6 +87,53 @@ def test_a_failure_leaves_it_open_says_why_and_lets_the_next_one_try(rig: Contro
     assert ask(rig, Sink(rig, error)) == ProbeReport(ProbeOutcome.FAILED, "still down")
     assert rig.store.state().breaker is BreakerState.OPEN
     assert ask(rig, Sink(rig)).outcome is ProbeOutcome.LIFTED
+
+
+WRONG_PASSWORD = "no connection to PostgreSQL: FATAL: password authentication failed"
+
+
+def refusals(rig: ControlRig) -> list[Trouble]:
+    return [trouble for problems in rig.troubles.reported().values() for trouble in problems]
+
+
+def test_a_sink_that_answers_and_refuses_is_reported_until_it_does_no_more(rig: ControlRig) -> None:
+    rig.store.pause(BREAKER, actor="drain", why="connection refused")
+    ask(rig, Sink(rig, SinkUnavailableError("connection refused")))
+    assert refusals(rig) == []
+    # When the server is back with another password
+    for _ in range(2):
+        ask(rig, Sink(rig, SinkMisconfiguredError(WRONG_PASSWORD)))
+        # Then that is reported, once
+        assert refusals(rig) == [Trouble(AlarmCode.DATABASE_REFUSED, WRONG_PASSWORD)]
+    # And no longer once it fails in another way, or works
+    ask(rig, Sink(rig, SinkUnavailableError("connection refused")))
+    assert refusals(rig) == []
+    ask(rig, Sink(rig, SinkMisconfiguredError(WRONG_PASSWORD)))
+    assert ask(rig, Sink(rig)).outcome is ProbeOutcome.LIFTED
+    assert refusals(rig) == []
+
+
+def test_a_refusal_stays_reported_while_the_prober_waits(rig: ControlRig, clock: ManualClock) -> None:
+    # Given a breaker that opens again and again, and then a refusal
+    settings = replace(rig.settings, probe_seconds=60.0, probe_wait_seconds_max=600.0)
+    backoff = Backoff(settings, clock)
+    store(rig, clock, consumed=100)
+    ask(rig, Sink(rig), backoff)
+    for _ in range(2):
+        rig.store.pause(BREAKER, actor="drain", why="no right")
+        clock.advance(120.0)
+        assert ask(rig, Sink(rig), backoff).outcome is ProbeOutcome.LIFTED
+    rig.store.pause(BREAKER, actor="drain", why="no right")
+    clock.advance(120.0)
+    assert ask(rig, Sink(rig, SinkMisconfiguredError("no right")), backoff).outcome is ProbeOutcome.FAILED
+    # When it waits for longer than reports are kept
+    rig.store.resume(BREAKER, generation=None, actor="ann", why="by hand")
+    rig.store.pause(BREAKER, actor="drain", why="no right")
+    for _ in range(4):
+        clock.advance(20.0)
+        assert ask(rig, Sink(rig), backoff).outcome is ProbeOutcome.WAITING
+    # Then it is still reported
+    assert refusals(rig) == [Trouble(AlarmCode.DATABASE_REFUSED, "no right")]
 
 
 def test_two_never_ask_at_once_and_one_that_died_does_not_shut_out_the_others(

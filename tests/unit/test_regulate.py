@@ -115,6 +115,7 @@ class System:
         self.database = FakeDatabase(self.clock)
         self.lag_age, self.rate_age = Age(), Age()
         self.session_problem: str | None = None
+        self.server_problem: str | None = None
         self.seen: list[tuple[str, dict[int, int]]] = []  # of the log, at each tick
         self.policy_of: PolicyOf | None = None  # None: that of the settings
 
@@ -133,6 +134,7 @@ class System:
                 self.database.terminate,
                 self.database.why_standing,
                 session_problem=self.session_problem,
+                server_problem=self.server_problem,
                 see_log=lambda log_id, ends: self.seen.append((log_id, dict(ends))),
             ),
             control=ControlAdapters(
@@ -895,6 +897,47 @@ def test_a_database_that_can_hold_nothing_is_critical_by_its_name(system: System
     system.database.refusal = None
     system.tick()
     assert system.rate().alarms == ()
+
+
+def test_a_database_that_refuses_the_prober_is_critical_while_the_breaker_is_open(system: System) -> None:
+    # Given a running system: its ticks have a session, and do not ask while the breaker is open
+    system.tick()
+    system.rig.store.pause(PauseReason.BREAKER, actor="batches", why="connection refused")
+    system.rig.troubles.report("prober", [Trouble(AlarmCode.DATABASE_REFUSED, "no connection: wrong password")])
+    system.tick()
+    # Then what the prober was told is the system's alarm
+    [alarm] = system.rate().alarms
+    assert (alarm.code, alarm.severity) == (AlarmCode.DATABASE_REFUSED, Severity.CRITICAL)
+    assert alarm.what == "The database is refused, and nothing is stored: no connection: wrong password"
+    # And it is one, if the tick is refused too
+    system.rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="well")
+    system.database.refusal = SinkMisconfiguredError("no connection: wrong password")
+    system.tick()
+    assert [alarm.code for alarm in system.rate().alarms] == [AlarmCode.DATABASE_REFUSED]
+
+
+def test_a_postgresql_that_the_start_refused_is_critical(system: System) -> None:
+    system.server_problem = "it has the encoding LATIN1"
+    system.tick()
+    assert [(one.code, one.severity) for one in system.rate().alarms] == [
+        (AlarmCode.DATABASE_REFUSED, Severity.CRITICAL)
+    ]
+
+
+def test_a_refused_postgresql_beside_an_archive_stops_nothing(system: System) -> None:
+    # Given an archive as the sink, and a PostgreSQL that is refused
+    system.rig.settings = replace(system.rig.settings, event_sink_url="file:///archive")
+    system.server_problem = "it has the encoding LATIN1"
+    # Then it is logged, and no alarm says that nothing is stored
+    assert "does not keep what operators set: it has the encoding LATIN1" in system.tick().problems[0]
+    assert system.rate().alarms == ()
+    # But a refused archive is one
+    system.database.refusal = SinkMisconfiguredError("/archive is empty")
+    system.tick()
+    [alarm] = system.rate().alarms
+    assert (alarm.code, alarm.severity) == (AlarmCode.DATABASE_REFUSED, Severity.CRITICAL)
+    assert alarm.what == "The archive is refused, and nothing is stored: /archive is empty"
+    assert alarm.look_at.startswith("docs/archive.md")
 
 
 def test_a_standby_is_refused_only_if_it_is_still_one_at_the_next_tick(system: System) -> None:

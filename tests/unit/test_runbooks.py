@@ -42,6 +42,8 @@ WORDS = [
     "tasks/standstill.py",
     "pipeline/regulate.py",
     "pipeline/sink/server_check.py",
+    "pipeline/sink/session.py",
+    "pipeline/sink/jsonl.py",
 ]
 SCENARIO_FILES = sorted((ROOT / "checks" / "runbooks").glob("*scenarios.py"))
 # What ./run.sh env prints beside settings.

@@ -31,6 +31,7 @@ ABOUT_POSTGRESQL = (
     "Connections that PostgreSQL allows, to everybody",
     "PostgreSQL: they are restored from there",
     "the control worker and PostgreSQL: it restores them from there within a period",
+    "PostgreSQL is refused, and does not keep what operators set: ",  # beside an archive
     "PostgreSQL's clock is ",
     "PostgreSQL's clock differs by ",
     "facts about PostgreSQL",  # a key of the control store
@@ -103,7 +104,15 @@ def test_the_prober_names_it() -> None:
     rig.store.restore([], actor="controller")
     rig.store.pause(PauseReason.BREAKER, actor="drain", why="full")
     backoff = Backoff(rig.settings, ManualClock())
-    report = probe(rig.store, rig.leases, lambda: None, backoff, settings=rig.settings, actor="prober")
+    report = probe(
+        rig.store,
+        rig.leases,
+        lambda: None,
+        backoff,
+        settings=rig.settings,
+        actor="prober",
+        troubles=rig.troubles,
+    )
     assert report.outcome is ProbeOutcome.LIFTED
     closed = [event for event in rig.events.last(10) if event.kind is ControlEventKind.BREAKER_CLOSED]
     assert [event.why for event in closed] == ["a write to the archive succeeded"]
