@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from checks.bench.arguments import MARKS, OVERLOAD_MARKS, arguments_of
-from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, commit, processor
+from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options
 from checks.bench.table import Line, document, made_of, table
+from checks.testbed.machine import commit, processor
 
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:

@@ -2,15 +2,11 @@
 
 import contextlib
 import os
-import platform
-import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from stack.servers import ROOT, Server
+from stack.servers import Server
 
 _CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 SERVER_CORE: Final = _CORES[0]  # of the process that is measured
@@ -63,21 +59,3 @@ def started(stack: contextlib.ExitStack, server: Server) -> Server:
     """Start a server that stops with the stack."""
     stack.callback(server.stop)
     return server.start()
-
-
-def processor() -> str:
-    """The processor's name as reported by Linux; on other systems, the kind of machine."""
-    facts = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", facts.read_text(), re.MULTILINE) if facts.is_file() else None
-    return found[1].strip() if found else platform.machine()
-
-
-def commit() -> str:
-    """The commit of this checkout, short; empty outside of one."""
-    try:
-        said = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return said.stdout.strip()

@@ -3,12 +3,13 @@
 By default it measures the system that runs here: send nothing meanwhile, and close the live page. With `--partitions 4
 64` it starts a system of its own with each number of partitions, measures them side by side, and prints how many times
 as much as the first one each of the others takes. Side by side, other work on the machine changes all of them alike.
-CPU time is counted by the kernel for each process. `--save checks/sizing/measured.json` starts a system of its own
-without ingest, and writes the commands a second of its control Redis there: `python -m checks.sizing` uses them.
+CPU time is counted by the kernel for each process. `--json FILE` starts a system of its own without ingest, and writes
+the commands a second of its control Redis: `python -m checks.sizing --idle FILE` takes them.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -24,9 +25,8 @@ import psutil
 import psycopg2
 import redis
 
-from checks.bench.machine import commit, processor
 from checks.idle.report import Usage, commands_since, ratio, report
-from checks.sizing.costs import save_idle
+from checks.testbed.machine import commit, processor
 from pipeline.errors import SluiceError
 from pipeline.running import home_of
 from pipeline.settings import Settings
@@ -48,14 +48,14 @@ def main() -> int:
     parser.add_argument(
         "--partitions", type=int, nargs="+", metavar="N", help="start a system for each of these numbers of partitions"
     )
-    parser.add_argument("--save", type=Path, metavar="FILE", help="count the commands of a system without ingest")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="count the commands of a system without ingest")
     asked = parser.parse_args()
     try:
-        if asked.save is not None:
+        if asked.json is not None:
             commands, table = _without_ingest(asked.seconds)
             print(table)
-            source = f"{processor()}, {os.cpu_count()} cores, {datetime.now(UTC).date()}, commit {commit()}"
-            save_idle(commands, source, asked.save)
+            about = {"processor": processor(), "cores": os.cpu_count(), "day": str(datetime.now(UTC).date())}
+            asked.json.write_text(json.dumps({**about, "commit": commit(), "control_commands": commands}) + "\n")
             return 0
         if not asked.partitions:
             [(_, table)] = _measure([SystemFolder(home_of(os.environ))], asked.seconds)

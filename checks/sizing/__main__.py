@@ -12,7 +12,7 @@ def main() -> int:
     import dataclasses  # noqa: PLC0415
     import json  # noqa: PLC0415
 
-    from checks.sizing.costs import CostsError, of_bench, of_repository, save  # noqa: PLC0415
+    from checks.sizing.costs import MEASURED, CostsError, of_bench, of_repository, save, save_idle  # noqa: PLC0415
     from checks.sizing.estimate import Given, estimate  # noqa: PLC0415
     from checks.sizing.text import table, with_tables  # noqa: PLC0415
 
@@ -21,6 +21,9 @@ def main() -> int:
         asked.write.write_text(page, encoding="utf-8")
         return 0
     try:
+        if asked.idle is not None:
+            save_idle(asked.idle, asked.save or MEASURED)
+            return 0
         costs = of_bench(asked.bench, asked.log) if asked.bench else of_repository(asked.log)
     except CostsError as error:
         print(f"checks.sizing: {error}", file=sys.stderr)

@@ -60,7 +60,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     maintenance = parser.add_argument_group("for developers")
-    maintenance.add_argument("--save", type=Path, metavar="FILE", help="write the costs of --bench for this log")
+    maintenance.add_argument(
+        "--save", type=Path, metavar="FILE", help="write the costs of --bench for this log, or those of --idle"
+    )
+    maintenance.add_argument("--idle", type=Path, metavar="FILE", help="JSON of python -m checks.idle, to --save")
     maintenance.add_argument("--write", type=Path, metavar="PAGE", help="write the tables of docs/sizing.md again")
     return parser.parse_args(words)
 

@@ -1,6 +1,6 @@
 """The cost of an event, by event log: from the JSON of `./bench.sh`, or from the figures of this repository.
 
-The commands of an idle system are from `python -m checks.idle --save` in each case: the benchmark runs no whole system.
+The commands of an idle system are those of `python -m checks.idle` in each case: the benchmark runs no whole system.
 """
 
 import dataclasses
@@ -147,9 +147,18 @@ def save(costs: Costs, path: Path) -> None:
     _write(path, {costs.log: numbers})
 
 
-def save_idle(commands: float, source: str, path: Path) -> None:
-    """Write the commands of an idle system (a second) into such a file. `source`: machine, day and commit."""
-    _write(path, {IDLE: {"source": source, "commands": float(f"{commands:.4g}")}})
+def save_idle(counted: Path, path: Path) -> None:
+    """Write the commands of an idle system into such a file, from one of `python -m checks.idle --json`.
+
+    Raises CostsError if it is another file.
+    """
+    try:
+        found = json.loads(counted.read_text(encoding="utf-8"))
+        source = f"{found['processor']}, {found['cores']} cores, {found['day']}, commit {found['commit']}"
+        commands = float(f"{found['control_commands']:.4g}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CostsError(f"{counted} is no JSON of python -m checks.idle --json: {error!r}") from error
+    _write(path, {IDLE: {"source": source, "commands": commands}})
 
 
 def _write(path: Path, new: Mapping[str, Any]) -> None:

@@ -164,7 +164,11 @@ def test_costs_are_read_from_a_benchmark(tmp_path: Path, monkeypatch: pytest.Mon
     # And what is saved is read again
     save(found, tmp_path / "saved.json")
     # With what an idle system takes, which is measured apart
-    save_idle(77.777, "P, 2 cores, 2026-01-02, commit def", tmp_path / "saved.json")
+    counted = {"processor": "P", "cores": 2, "day": "2026-01-02", "commit": "def", "control_commands": 77.777}
+    (tmp_path / "idle.json").write_text(json.dumps(counted))
+    save_idle(tmp_path / "idle.json", tmp_path / "saved.json")
+    with pytest.raises(CostsError, match=r"bench\.json is no JSON of python -m checks\.idle"):
+        save_idle(file, tmp_path / "saved.json")
     monkeypatch.setattr(costs_module, "MEASURED", tmp_path / "saved.json")
     save(found, tmp_path / "saved.json")
     again = of_repository("redis")
