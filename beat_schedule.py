@@ -23,6 +23,6 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         "measure: what PostgreSQL holds": every(settings.measure_seconds, "sluice.measure"),
         "hints: the net under drains": every(settings.hint_seconds, "sluice.send_hints"),
     }
-    if settings.retention_days or settings.dead_letter_days or settings.log_keep_hours:
+    if settings.retention_days or settings.dead_letter_days or settings.log_keep_hours or settings.events_by_day:
         schedule["retention: delete what expired"] = every(settings.retention_seconds, "sluice.expire")
     return schedule

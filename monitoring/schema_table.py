@@ -36,8 +36,8 @@ _NOTES: Final = {
 _FUNCTIONS_HEAD: Final = """\
 ## Functions
 
-They run with the rights of the owner of the tables, so that Sluice's user can delete nothing but what is expired
-([retention.md](retention.md)).
+Those that delete run with the rights of the owner of the tables, so that Sluice's user can delete nothing but what is
+expired ([retention.md](retention.md)). Those of `event_ids` and of partitions are used with `EVENTS_BY_DAY` only.
 
 | function | what it does |
 |---|---|

@@ -90,6 +90,7 @@ TABLES: Final[Mapping[str, TableText]] = {
             "id": _ONE_ROW,
             "event_days": "days that events are kept; NULL: for ever",
             "letter_days": "days that dead letters are kept; NULL: for ever",
+            "id_days": "with `EVENTS_BY_DAY`: days that ids are kept; NULL: for ever",
         },
     ),
     "api_keys": TableText(
@@ -186,6 +187,14 @@ TABLES: Final[Mapping[str, TableText]] = {
             "offsets": "by partition: the next offset to store at that time",
         },
     ),
+    "event_ids": TableText(
+        "With `EVENTS_BY_DAY`: the id of each event, so that it is stored once though no index covers all days. "
+        "A trigger of `log_events` writes it in the transaction of each batch, for each writer. Empty otherwise.",
+        {
+            "event_id": "`event_id` of an event that is stored, or was stored: its partition may be dropped since",
+            "stored_at": "`stored_at` of that event: it leads to its partition",
+        },
+    ),
     "probes": TableText(
         "The row that the prober writes while the breaker is open: if that succeeds, consumption begins again.",
         {"id": _ONE_ROW, "probed_at": "when it last succeeded"},
@@ -207,4 +216,18 @@ FUNCTIONS: Final[Mapping[str, str]] = {
     "delete_expired_dead_letters": "deletes the expired ones of the `rows_max` oldest dead letters; "
     "`never_stored` of them "
     "were still open",
+    "delete_expired_ids": "deletes up to `rows_max` of the oldest expired ids of `event_ids`, as above; none of an "
+    "event that is still stored",
+    "drop_expired_day": "drops the oldest partition of `log_events` if all of it expired; `dropped` is its name",
+    "make_days": "makes the partitions of today and the next seven days; `made` of them were missing",
+    "is_by_day": "whether `log_events` is partitioned by day",
+    "day_bounds": "the partitions of `log_events` and their bounds",
+    "day_facts": "what a tick of retention looks at",
+    "oldest_stored": "no event was stored before this; otherwise: where the oldest partition ends",
+    "has_index_of_ages": "whether expired events of a partition are found by an index",
+    "note_event_ids": "the trigger of `log_events` that writes `event_ids`",
+    "follow_event_ids": "the trigger of `log_events` that changes `event_ids` if somebody changes an event's id or "
+    "time",
+    "copy_event_ids": "a trigger while `log_events` changes over to partitions: as `note_event_ids`",
+    "fill_stored_at": "a trigger meanwhile: gives an event of an older worker its time",
 }

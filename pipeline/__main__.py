@@ -29,6 +29,7 @@ from pipeline.names import BreakerState, Health
 from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
 from pipeline.ports.schema import Schema
 from pipeline.refusals_text import refusals_line
+from pipeline.retention import prepare
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.text import on_its_lines
@@ -304,9 +305,7 @@ def _migrate() -> int:
             sys.stdout.write(f"{done}\n")
         if unchecked and (unchecked := _why_unchecked(schema, user_url)):
             sys.stderr.write(f"migrate: not checked whether DATABASE_URL names the same database: {unchecked}\n")
-        for words in schema.set_retention(
-            event_days=settings.retention_days or None, letter_days=settings.dead_letter_days or None
-        ):
+        for words in prepare(settings, schema):
             sys.stdout.write(f"{words}\n")
     except SettingsError as error:
         sys.stderr.write(f"migrate: {error}\n")

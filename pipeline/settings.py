@@ -874,11 +874,26 @@ class Settings:
     retention_days: int = _setting(
         0,
         "Events are deleted this many days after PostgreSQL stored them; 0: they are kept for ever. A repeat of a "
-        "deleted event is stored again",
+        "deleted event is stored again, unless EVENTS_BY_DAY",
         low=0,
         high=36_500,
         when="the table must not grow for ever. Keep it above the longest time after which a client still repeats an "
         "event; see docs/retention.md",
+    )
+    events_by_day: bool = _setting(
+        False,
+        "Partition log_events by day: RETENTION_DAYS then drops whole days, and ids stay when their events go. Set it, "
+        "and run `python -m pipeline migrate`. There is no way back",
+        when="so many events expire that their deletion is too slow, or the disk must get their room back; see "
+        "docs/retention.md",
+    )
+    dedup_days: int = _setting(
+        0,
+        "With EVENTS_BY_DAY: an eventId is kept this many days, so that a repeat is not stored again; 0: for ever. Not "
+        "below RETENTION_DAYS",
+        low=0,
+        high=36_500,
+        when="the table event_ids must not grow for ever",
     )
     dead_letter_days: int = _setting(
         0,
@@ -1300,6 +1315,22 @@ def _log_keep_problems(settings: Settings) -> list[str]:
     return []
 
 
+def _dedup_problems(settings: Settings) -> list[str]:
+    """DEDUP_DAYS where it would do nothing, or where an event would be stored twice."""
+    days = settings.dedup_days
+    if not days:
+        return []
+    if not settings.events_by_day:
+        return [f"DEDUP_DAYS={days} needs EVENTS_BY_DAY=yes: in one table an id is kept as long as its event"]
+    if not settings.retention_days:
+        return [f"DEDUP_DAYS={days} needs RETENTION_DAYS: an event that is kept for ever needs its id for ever"]
+    if days < settings.retention_days:
+        return [
+            f"DEDUP_DAYS={days} is below RETENTION_DAYS={settings.retention_days}: an id is kept as long as its event"
+        ]
+    return []
+
+
 def _cross_problems(settings: Settings) -> list[str]:
     """Values that contradict each other."""
     problems = []
@@ -1332,6 +1363,7 @@ def _cross_problems(settings: Settings) -> list[str]:
     except ValueError as error:
         problems.append(f"INGEST_CORS_ORIGINS: {error}")
     problems += _log_keep_problems(settings)
+    problems += _dedup_problems(settings)
     problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, ACCOUNT_RATE_MAX)
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
     if settings.ingest_tls_key and not settings.ingest_tls_cert:

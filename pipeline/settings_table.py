@@ -29,6 +29,7 @@ _UNITS: Final = {
     "event_time_min_ms": "ms",
     "retention_days": "days",
     "dead_letter_days": "days",
+    "dedup_days": "days",
     "retention_rows_max": "rows",
     "log_keep_hours": "hours",
     "rate_max": "events/s",

@@ -246,7 +246,7 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
         dropped.add_metric([reason.value], counters.get(f"dropped:{reason.value}", 0.0))
     yield dropped
     expired = metrics.EXPIRED_ROWS.counter()
-    for table in ("log_events", "dead_letters", "event_log"):
+    for table in ("log_events", "dead_letters", "event_log", "event_ids"):
         expired.add_metric([table], counters.get(f"expired:{table}", 0.0))
     yield expired
     starts = metrics.PROCESS_STARTS.counter()

@@ -10,7 +10,7 @@ from celery import shared_task
 from pipeline.errors import SluiceError, in_brief
 from pipeline.names import AlarmCode, BreakerState, Mode
 from pipeline.ports.control import Trouble, paused
-from pipeline.retention import Expired, Trimmed, expire, has_rows, may_be_prepared
+from pipeline.retention import Expired, Trimmed, expire, has_rows, may_be_prepared, prepare
 from tasks.context import WorkerContext, context_of
 
 _logger = logging.getLogger(__name__)
@@ -53,9 +53,7 @@ def _trim(context: WorkerContext, is_paused: Callable[[int], bool]) -> Trimmed:
 def _expire(context: WorkerContext, *, is_behind: bool) -> Expired:
     settings, facts = context.settings, context.retention.facts()
     if may_be_prepared(settings, facts):
-        for words in context.schema.set_retention(
-            event_days=settings.retention_days or None, letter_days=settings.dead_letter_days or None
-        ):
+        for words in prepare(settings, context.schema):
             _logger.warning("retention: %s", words, extra={"action": "retention_set"})
     return expire(settings, context.retention, context.clock, is_behind=is_behind)
 
@@ -66,8 +64,18 @@ def _report(context: WorkerContext, done: Expired, trimmed: Trimmed) -> None:
         "expired:log_events": done.events,
         "expired:dead_letters": done.letters,
         "expired:event_log": trimmed.records,
+        "expired:event_ids": done.ids,
     }
     context.drain_counters.count({name: float(count) for name, count in counts.items() if count})
+    if done.days:
+        _logger.info(
+            "retention: dropped %s%s",
+            ", ".join(done.days),
+            f"; the events of {done.days_uncounted} of them are not counted" if done.days_uncounted else "",
+            extra={"action": "days_dropped", "days": done.days},
+        )
+    if done.ids:
+        _logger.info("retention: deleted %d expired ids", done.ids, extra={"action": "ids_expired", "ids": done.ids})
     if done.events or done.letters:
         level = logging.WARNING if done.letters_never_stored else logging.INFO
         _logger.log(

@@ -14,6 +14,7 @@ import redis
 from checks.testbed.clocks import SteppableClock, fake_time_library
 from checks.testbed.waiting import PATIENT_APPEND_SECONDS, PATIENT_SINK_SECONDS, wait_until
 from pipeline.settings import Settings
+from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.servers import (
     Server,
     ServerError,
@@ -211,6 +212,33 @@ def database_url(postgres: Server) -> Iterator[str]:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name}")
+        yield postgres.url.rpartition("/")[0] + f"/{name}"
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def day_template(postgres: Server) -> str:
+    """The name of a database whose events are partitioned by day, and which nobody uses."""
+    name = f"test_{uuid.uuid4().hex}"
+    with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    made = Settings(database_url=postgres.url.rpartition("/")[0] + f"/{name}")
+    migrate(made)
+    PostgresSchema(made).partition_by_day()
+    return name
+
+
+@pytest.fixture
+def day_database_url(postgres: Server, day_template: str) -> Iterator[str]:
+    """A fresh, migrated database whose events are partitioned by day; dropped at the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {day_template}")
         yield postgres.url.rpartition("/")[0] + f"/{name}"
         with connection.cursor() as cursor:
             cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")

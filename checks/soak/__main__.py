@@ -30,16 +30,17 @@ def main(words: list[str]) -> int:
         return mutant.main(asked.mutants, MUTANTS)
     names = [name for name in asked.only.split(",") if name]
     replicated = asked.topology == "replicated"
-    unknown = set(names) - set(possible_names(asked.log, replicated=replicated))
+    unknown = set(names) - set(possible_names(asked.log, replicated=replicated, by_day=asked.by_day))
     if unknown:
         print(f"soak: no such fault on {asked.log} ({asked.topology}): {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     seed = int(time.time()) if asked.seed is None else asked.seed
-    plan = schedule(asked.log, asked.faults, seed, names or None, replicated=replicated)
+    plan = schedule(asked.log, asked.faults, seed, names or None, replicated=replicated, by_day=asked.by_day)
     if asked.longest:
         plan = [replace(planned, share=1.0) for planned in plan]
     again = f"./soak.sh --faults {asked.faults} --events {asked.events} --seed {seed} --log {asked.log}"
     again += f" --topology {asked.topology}" if replicated else ""
+    again += " --by-day" if asked.by_day else ""
     again += f" --only {asked.only}" if names else ""
     again += f" --rate {asked.rate:g}" if asked.rate else ""
     again += f" --trim {asked.trim}" if asked.trim else ""
@@ -56,7 +57,9 @@ def main(words: list[str]) -> int:
     rate = asked.rate or min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
     trim = None if asked.trim is None else asked.trim == "on"
     options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests, trim=trim, replicated=replicated)
-    options = replace(options, drains=asked.drains or options.drains, kafka_client=asked.kafka_client)
+    options = replace(
+        options, by_day=asked.by_day, drains=asked.drains or options.drains, kafka_client=asked.kafka_client
+    )
     began = time.monotonic()
 
     def tell(what: str) -> None:

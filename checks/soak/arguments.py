@@ -41,6 +41,11 @@ def parse(words: list[str]) -> argparse.Namespace:
         help="replicated: PostgreSQL has a synchronous standby, and the log a replica (Redis, LOG_REPLICAS_MIN=1) or "
         "three brokers (Kafka, KAFKA_REPLICATION=3), which take the place of the first (default single)",
     )
+    parser.add_argument(
+        "--by-day",
+        action="store_true",
+        help="EVENTS_BY_DAY: log_events is partitioned. Without the fault worker.old, which is refused by such a table",
+    )
     parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
     parser.add_argument(
         "--trim", choices=("on", "off"), help="LOG_TRIM, of a log on Redis (default: on with odd seeds, off with even)"

@@ -173,12 +173,17 @@ _REPLICATED = {
 _SINGLE = frozenset({"log.tail-lost", "log.back", "both-redis.back", "postgres.disk-full", POOLED})
 
 
-def possible_names(log: str, *, replicated: bool = False) -> list[str]:
+# An older version does not know a table by day: its workers refuse it, and the breaker opens for as long as they run.
+_ONE_VERSION = frozenset({"worker.old"})
+
+
+def possible_names(log: str, *, replicated: bool = False, by_day: bool = False) -> list[str]:
     """The faults that a run on this log can have, with copies of the servers or without."""
     others = set().union(*(names for kind, names in _ONLY.items() if kind != log))
     with_copies = _REPLICATED[log] if replicated else set()
     others |= set().union(*_REPLICATED.values()) - with_copies
     others |= _SINGLE if replicated else set()
+    others |= _ONE_VERSION if by_day else set()
     return [name for name in FAULTS if name not in others]
 
 
@@ -218,7 +223,13 @@ class Planned:
 
 
 def schedule(
-    log: str, count: int, seed: int, names: list[str] | None = None, *, replicated: bool = False
+    log: str,
+    count: int,
+    seed: int,
+    names: list[str] | None = None,
+    *,
+    replicated: bool = False,
+    by_day: bool = False,
 ) -> list[Planned]:
     """`count` faults in an order from the seed: each fault once, then each once more in another order, and so on."""
     pick = random.Random(f"{seed} {log}")
@@ -226,7 +237,7 @@ def schedule(
     deck: list[str] = []
     for _ in range(count):
         if not deck:
-            possible = possible_names(log, replicated=replicated)
+            possible = possible_names(log, replicated=replicated, by_day=by_day)
             deck = list(names or (one for one in possible if one != POOLED or pools(seed)))
             if names is None:
                 pick.shuffle(deck)

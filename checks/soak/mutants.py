@@ -259,7 +259,11 @@ _SEEN_IN_OTHERS = (
             Edit(_POSTGRES, "return lock_key(log_id, partition) in self._locks()", "return True"),
             Edit(_QUERIES, _CAS, ""),
             Edit("pipeline/sink/migrations/0001_events.sql", "NOT NULL PRIMARY KEY,", "NOT NULL,"),
-            Edit("pipeline/sink/server_check.py", "    if not facts.has_unique_ids:\n", "    if False:\n"),
+            Edit(
+                "pipeline/sink/server_check.py",
+                "    if not facts.has_unique_ids and not facts.is_by_day:\n",
+                "    if False:\n",
+            ),
         ),
         ("control-redis.flushall", "child.freeze"),
         ("stored more than once",),

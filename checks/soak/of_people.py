@@ -81,6 +81,7 @@ _COLUMNS: Final = (
     "soak_added bigserial NOT NULL",
 )
 _COLUMNS_OF_LARGE: Final = 2
+_PARTITIONS: Final = " FROM pg_partition_tree('log_events') WHERE isleaf AND level > 0"  # none of a plain table
 
 
 class ColumnAdded(Fault):
@@ -96,7 +97,7 @@ class ColumnAdded(Fault):
 
     def inject(self, rig: Rig) -> None:
         with _patient(rig) as cursor:
-            cursor.execute("SELECT pg_table_size('log_events')")
+            cursor.execute("SELECT pg_table_size('log_events') + coalesce(sum(pg_table_size(relid)), 0)" + _PARTITIONS)
             is_large = int(cursor.fetchone()[0]) > REWRITE_BYTES_MAX
             self._column = self.pick.choice(_COLUMNS[:_COLUMNS_OF_LARGE] if is_large else _COLUMNS)
             cursor.execute(f"ALTER TABLE log_events ADD COLUMN {self._column}")

@@ -20,6 +20,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "seed": result.options.seed,
         "trims": result.options.trims,
         "replicated": result.options.replicated,
+        "by_day": result.options.by_day,
         "faults": len(result.plan),
         "expected": result.expected,
         "hits": result.hits,

@@ -35,7 +35,7 @@ from pipeline import wiring
 from pipeline.errors import LogUnavailableError, SluiceError
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
 from pipeline.settings import Settings
-from pipeline.sink.migrate import migrate
+from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.servers import (
     LOOPBACK,
     Server,
@@ -95,6 +95,7 @@ class Options:
     ingests: int = 1
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
+    by_day: bool = False  # EVENTS_BY_DAY: log_events is partitioned
     replicated: bool = False  # the log and PostgreSQL have copies that replace them when they die
     kafka_client: str = Settings().kafka_client  # KAFKA_CLIENT
     drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
@@ -256,6 +257,7 @@ class Rig:
             log_replicas_min=0 if self.log_pair is None else 1,
             kafka_replication=1 if self.kafka_cluster is None else BROKERS,
             kafka_client=self.options.kafka_client,
+            events_by_day=self.options.by_day,
             ingest_port=self.ingest_ports[0],
         )
         self.settings = replace(
@@ -267,6 +269,8 @@ class Rig:
             ),
         )
         migrate(self.direct)
+        if self.options.by_day:
+            PostgresSchema(self.direct).partition_by_day()
         self._move_to_small_disk()
 
     def _make_servers(self) -> None:
@@ -371,7 +375,11 @@ class Rig:
         os.chown(place, owner.st_uid, owner.st_gid)
         with self.database() as cursor:
             cursor.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
-            cursor.execute("ALTER TABLE log_events SET TABLESPACE small")
+            cursor.execute(
+                "SELECT 'log_events' UNION SELECT relid::regclass::text FROM pg_partition_tree('log_events')"
+            )
+            for (table,) in cursor.fetchall():
+                cursor.execute(f"ALTER TABLE {table} SET TABLESPACE small")
         self.small_disk = mount
 
     def _start_programs(self) -> None:

@@ -6,6 +6,17 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class DayFacts:
+    """What the database knows about events that are partitioned by day."""
+
+    has_today: bool  # there is a partition for what is stored now
+    days_ahead: int  # of the next seven days, how many have a partition
+    has_default_rows: bool  # some events are in no day's partition
+    unnoted_id: str | None  # of an event that is stored, and whose id is not kept: a repeat would be stored again
+    has_id_index: bool  # expired ids are found by an index
+
+
+@dataclass(frozen=True, slots=True)
 class RetentionFacts:
     """What the database knows about retention."""
 
@@ -17,6 +28,8 @@ class RetentionFacts:
     has_index: bool  # expired events are found by an index
     is_prepared_at_once: bool  # this user may make that index, and the table is small
     oldest_seconds: float | None  # age of the oldest event; None: there is no event, or no index
+    id_days: int | None = None  # how long ids are kept; None: for ever
+    days: DayFacts | None = None  # None: events are in one table
 
 
 class Retention(Protocol):
@@ -33,6 +46,21 @@ class Retention(Protocol):
         """Delete up to `rows_max` of the oldest expired events, in one transaction.
 
         Returns their number, and what the next call may pass as `since`: it then need not look at older ones again.
+        """
+
+    def make_days(self) -> int:
+        """Make the partitions of today and of the next days; returns how many were missing and could be made."""
+
+    def drop_day(self) -> tuple[str, int | None] | None:
+        """Drop the oldest partition if all of it expired. Returns its name and the number of its events.
+
+        The number is None if it takes long to count them. It gives up soon if another session uses the partition.
+        """
+
+    def delete_ids(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:
+        """Delete up to `rows_max` of the oldest expired ids, as `delete_events` does with events.
+
+        The id of an event that is still stored never expires.
         """
 
     def delete_letters(self, *, rows_max: int) -> tuple[int, int]:

@@ -14,8 +14,18 @@ class Schema(Protocol):
         Raises SinkUnavailableError.
         """
 
-    def set_retention(self, *, event_days: int | None, letter_days: int | None) -> list[str]:
-        """Set how long events and dead letters are kept (None: for ever), and make the index that expiry needs.
+    def partition_by_day(self) -> list[str]:
+        """Partition the table of events by day, while events are stored, and make the next days' partitions.
+
+        A call that was interrupted is simply repeated. It also makes good what a partitioned table lacks. Returns what
+        was done in words. Raises SchemaError if the table has what can't be kept, SinkUnavailableError also if another
+        process does it now or another session locks the table for minutes.
+        """
+
+    def set_retention(
+        self, *, event_days: int | None, letter_days: int | None, id_days: int | None = None
+    ) -> list[str]:
+        """Set how long events, dead letters and ids are kept (None: for ever), and make the indexes that expiry needs.
 
         Events are stored while the index is made, which takes minutes on a large table. A call that was interrupted is
         simply repeated. Returns what was done in words. Raises SchemaError if only an operator can do it,

@@ -24,6 +24,8 @@ _CONFLICTS_LOGGED_MAX: Final = 20
 # Rows that are already encoded are sent in larger pieces than rows that are being encoded: each piece costs the sending
 # thread a turn on the interpreter, and it may have to wait for that.
 _ENCODED_CHUNK_BYTES: Final = 512 * 1024
+# By day, a batch whose ids another session stores meanwhile is tried as a whole again, so often; then row by row.
+_CAREFUL_TRIES: Final = 3
 # Dead letters sent in one statement; a record may be as large as a request body.
 _LETTERS_AT_ONCE: Final = 50
 
@@ -105,6 +107,7 @@ def write_carefully(
     the batch up. Raises SinkUnavailableError, SinkContentionError.
     """
     written = Written()
+    is_by_day = bool(session.rows(query("find_layout"))[0][0])
     pieces = [(first, min(first + piece_records_max, len(rows))) for first in range(0, len(rows), piece_records_max)]
     pieces.reverse()
     while pieces and len(written.letters) <= letters_max:
@@ -112,7 +115,8 @@ def write_carefully(
         try:
             session.count(query("open_piece"))
             letters_left = letters_max - len(written.letters)
-            _write_piece(session, rows[first:end], first, positions, written, letters_max=letters_left)
+            piece = rows[first:end]
+            _write_piece(session, piece, first, positions, written, letters_max=letters_left, is_by_day=is_by_day)
             session.count(query("close_piece"))
         except StatementRefusedError as refusal:
             session.count(query("undo_piece"))
@@ -132,20 +136,21 @@ def _write_piece(
     written: Written,
     *,
     letters_max: int,
+    is_by_day: bool,
 ) -> None:
     """Write one piece; its first row has index `first`. Raises StatementRefusedError if it can't be staged."""
     staged = session.copy(query("copy_stage"), copy_chunks(rows))
     letters: list[RejectedRecord] = []
     try:
-        stored = session.count(query("insert_from_stage"), refusable=True)
+        stored = _insert_from_stage(session, is_by_day=is_by_day)
     except StatementRefusedError:
         indexes = {positions(index): index for index, row in enumerate(rows, first) if row is not None}
-        letters, repeated = _insert_one_by_one(session, indexes, letters_max)
+        letters, repeated = _insert_one_by_one(session, indexes, letters_max, is_by_day=is_by_day)
         staged -= len(letters)
         stored = staged - repeated
     conflicts: list[int] = []
     if stored < staged:
-        found = session.rows(query("conflicts_in_stage"))
+        found = session.rows(query("conflicts_in_stage_by_day" if is_by_day else "conflicts_in_stage"))
         ids = {(log_id, partition, offset): event_id for event_id, log_id, partition, offset in found}
         if ids:
             conflicts = [index for index, row in enumerate(rows, first) if row is not None and positions(index) in ids]
@@ -156,8 +161,26 @@ def _write_piece(
     written.letters += letters
 
 
+def _insert_from_stage(session: Session, *, is_by_day: bool) -> int:
+    """Insert the staged rows whose ids are not stored; returns how many. Raises the errors of a refusable `count`.
+
+    By day, no statement of PostgreSQL can skip an id that another session is just storing: it waits for that session,
+    and fails with 23505 if that one commits. The next try sees the id.
+    """
+    if not is_by_day:
+        return session.count(query("insert_from_stage"), refusable=True)
+    for _ in range(_CAREFUL_TRIES - 1):
+        try:
+            return session.count(query("insert_from_stage_by_day"), refusable=True)
+        except StatementRefusedError as refusal:
+            if refusal.sqlstate != UNIQUE_VIOLATION:
+                raise
+            session.count(query("undo_insert_from_stage"))
+    return session.count(query("insert_from_stage_by_day"), refusable=True)
+
+
 def _insert_one_by_one(
-    session: Session, indexes: Mapping[tuple[str, int, int], int], letters_max: int
+    session: Session, indexes: Mapping[tuple[str, int, int], int], letters_max: int, *, is_by_day: bool
 ) -> tuple[list[RejectedRecord], int]:
     """Insert the staged rows one by one. Returns the refused ones as letters, and the count of existing ids.
 
@@ -167,6 +190,7 @@ def _insert_one_by_one(
         "server_classes": sorted(SERVER_CLASSES | {CONTENTION_CLASS}),
         "of_a_row": INSUFFICIENT_PRIVILEGE,  # if it concerned the table itself, it was raised before any row was tried
         "letters_max": letters_max,
+        "is_by_day": is_by_day,
     }
     session.count(query("insert_one_by_one"), limits)
     letters = [

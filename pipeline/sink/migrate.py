@@ -18,6 +18,7 @@ import psycopg2
 from pipeline.clock import SystemClock
 from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError, in_full
 from pipeline.settings import Settings
+from pipeline.sink.by_day import partition_by_day
 from pipeline.sink.queries import query
 from pipeline.sink.retention import set_retention
 from pipeline.sink.rights import give_rights
@@ -117,12 +118,24 @@ class PostgresSchema:
     def missing(self) -> list[str]:
         return missing_migrations(self._settings)
 
-    def set_retention(self, *, event_days: int | None, letter_days: int | None) -> list[str]:
+    def partition_by_day(self) -> list[str]:
+        with self._changing("log_events can't be partitioned by day") as cursor:
+            return partition_by_day(cursor, SystemClock())
+
+    def set_retention(
+        self, *, event_days: int | None, letter_days: int | None, id_days: int | None = None
+    ) -> list[str]:
+        with self._changing("retention can't be set") as cursor:
+            return set_retention(cursor, event_days=event_days, letter_days=letter_days, id_days=id_days)
+
+    @contextlib.contextmanager
+    def _changing(self, failure: str) -> Iterator[Any]:
+        """A cursor for the body; psycopg2's errors become Sluice's."""
         with contextlib.closing(connect(self._settings)) as connection, connection.cursor() as cursor:
             try:
-                return set_retention(cursor, event_days=event_days, letter_days=letter_days)
+                yield cursor
             except psycopg2.Error as error:
-                message = f"retention can't be set: {in_full(error)}"
+                message = f"{failure}: {in_full(error)}"
                 if error.pgcode == _NO_RIGHT:
                     message += (
                         "; run `python -m pipeline migrate` with MIGRATE_DATABASE_URL of the role that owns the tables"

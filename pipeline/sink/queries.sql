@@ -83,9 +83,30 @@ SELECT
     ARRAY(
         SELECT privilege || ' on ' || table_name FROM needed
         WHERE to_regclass(table_name) IS NOT NULL AND NOT has_table_privilege(to_regclass(table_name), privilege)
+        UNION ALL
+        SELECT 'SELECT on event_ids'
+        WHERE events.is_by_day AND NOT has_table_privilege(to_regclass(events.home || '.event_ids'), 'SELECT')
+    ),
+    is_by_day,
+    -- 4: on INSERT; 1: for each row, 2: before it, 64: instead of it. `A`: also in a session that plays a replica.
+    EXISTS (
+        SELECT FROM pg_trigger
+        WHERE tgrelid = events.oid AND tgenabled = 'A' AND (tgtype & 71) = 4 AND tgqual IS NULL
+          AND tgnewtable = 'new_events' AND tgfoid = to_regprocedure(events.home || '.note_event_ids()')
+    ) AND EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attname = 'event_id' AND attnum = indkey[0]
+        WHERE indrelid = to_regclass(events.home || '.event_ids') AND indnkeyatts = 1 AND indisunique AND indimmediate
+          AND indisvalid AND indpred IS NULL
     )
-FROM (SELECT to_regclass('log_events') AS oid) AS events
-WHERE events.oid IS NOT NULL;
+FROM (
+    SELECT pg_class.oid, format('%%I', nspname) AS home,
+           EXISTS (
+               SELECT FROM pg_partitioned_table JOIN pg_attribute ON attrelid = partrelid AND attnum = partattrs[0]
+               WHERE partrelid = pg_class.oid AND partstrat = 'r' AND attname = 'stored_at'
+           ) AND to_regclass(format('%%I.event_ids', nspname)) IS NOT NULL AS is_by_day
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE pg_class.oid = to_regclass('log_events')
+) AS events;
 
 -- name: begin_and_move_offset
 -- One round trip. No row is changed if the stored offset is not the expected one. The batch begins here: when it is
@@ -237,10 +258,36 @@ FROM event_stage
 ORDER BY event_id, log_id, log_partition, log_offset
 ON CONFLICT (event_id) DO NOTHING;
 
+-- name: find_layout
+-- Whether log_events is partitioned by day. Until the transaction ends, this stays so.
+LOCK TABLE ONLY log_events IN ROW EXCLUSIVE MODE;
+SELECT EXISTS (
+    SELECT FROM pg_partitioned_table JOIN pg_attribute ON attrelid = partrelid AND attnum = partattrs[0]
+    WHERE partrelid = to_regclass('log_events') AND partstrat = 'r' AND attname = 'stored_at'
+);
+
+-- name: insert_from_stage_by_day
+-- The first of each id, if that is not noted. A session that notes one of them meanwhile makes this fail with 23505: the
+-- next try sees it.
+SAVEPOINT staged;
+INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+                        log_id, log_partition, log_offset, request_id)
+SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+       log_id, log_partition, log_offset, request_id
+FROM (
+    SELECT DISTINCT ON (event_id) * FROM event_stage ORDER BY event_id, log_id, log_partition, log_offset
+) AS staged
+WHERE NOT EXISTS (SELECT FROM event_ids AS noted WHERE noted.event_id = staged.event_id)
+ORDER BY event_id;
+
+-- name: undo_insert_from_stage
+ROLLBACK TO SAVEPOINT staged;
+RELEASE SAVEPOINT staged;
+
 -- name: insert_one_by_one
 -- After a refusal: each row in its own subtransaction, on the server. This costs some microseconds a row; halving cost
 -- some milliseconds for each refused row. An error that is the server's fault ends it. In the order of
--- insert_from_stage.
+-- insert_from_stage. By day, an id that another session has noted meanwhile raises 23505, as does a unique index of a user.
 ROLLBACK TO SAVEPOINT staged;
 DO $one_by_one$
 DECLARE
@@ -252,16 +299,32 @@ BEGIN
         SELECT ctid AS place, stage.* FROM event_stage AS stage ORDER BY event_id, log_id, log_partition, log_offset
     LOOP
         BEGIN
-            INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at,
-                                    attributes, log_id, log_partition, log_offset, request_id)
-            VALUES (staged.event_id, staged.correlation_id, staged.severity, staged.message, staged.source,
-                    staged.event_time, staged.received_at, staged.attributes, staged.log_id, staged.log_partition,
-                    staged.log_offset, staged.request_id)
-            ON CONFLICT (event_id) DO NOTHING;
+            IF NOT %(is_by_day)s THEN
+                INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at,
+                                        attributes, log_id, log_partition, log_offset, request_id)
+                VALUES (staged.event_id, staged.correlation_id, staged.severity, staged.message, staged.source,
+                        staged.event_time, staged.received_at, staged.attributes, staged.log_id, staged.log_partition,
+                        staged.log_offset, staged.request_id)
+                ON CONFLICT (event_id) DO NOTHING;
+            ELSE
+                INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at,
+                                        attributes, log_id, log_partition, log_offset, request_id)
+                SELECT staged.event_id, staged.correlation_id, staged.severity, staged.message, staged.source,
+                       staged.event_time, staged.received_at, staged.attributes, staged.log_id, staged.log_partition,
+                       staged.log_offset, staged.request_id
+                WHERE NOT EXISTS (SELECT FROM event_ids AS noted WHERE noted.event_id = staged.event_id);
+            END IF;
             IF NOT FOUND THEN
                 UPDATE event_stage SET outcome = 'repeated' WHERE ctid = staged.place;
             END IF;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
+            IF %(is_by_day)s AND SQLSTATE = '23505' AND (
+                EXISTS (SELECT FROM event_ids AS noted WHERE noted.event_id = staged.event_id)
+                OR EXISTS (SELECT FROM log_events AS stored WHERE stored.event_id = staged.event_id)
+            ) THEN
+                UPDATE event_stage SET outcome = 'repeated' WHERE ctid = staged.place;
+                CONTINUE;
+            END IF;
             IF left(SQLSTATE, 2) = ANY (%(server_classes)s) AND SQLSTATE <> %(of_a_row)s THEN
                 RAISE;
             END IF;
@@ -288,6 +351,23 @@ SELECT count(*) FROM event_stage WHERE outcome = 'repeated';
 SELECT staged.event_id, staged.log_id, staged.log_partition, staged.log_offset
 FROM event_stage AS staged
 JOIN log_events AS stored USING (event_id)
+WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, stored.attributes)
+      IS DISTINCT FROM
+      (staged.correlation_id, staged.severity, staged.message, staged.source, staged.attributes)
+   OR (stored.event_time <> staged.event_time
+       AND (stored.event_time < stored.received_at OR staged.event_time < staged.received_at));
+
+-- name: conflicts_in_stage_by_day
+-- The same. The time that is noted with an id leads to the partition that may hold it: OFFSET 0 keeps PostgreSQL from
+-- reading all of them instead. An event whose day was dropped has no content to compare with: its repeat is no conflict.
+SELECT staged.event_id, staged.log_id, staged.log_partition, staged.log_offset
+FROM event_stage AS staged
+JOIN event_ids AS noted ON noted.event_id = staged.event_id
+CROSS JOIN LATERAL (
+    SELECT * FROM log_events AS kept
+    WHERE kept.event_id = noted.event_id AND kept.stored_at = noted.stored_at
+    OFFSET 0
+) AS stored
 WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, stored.attributes)
       IS DISTINCT FROM
       (staged.correlation_id, staged.severity, staged.message, staged.source, staged.attributes)
@@ -420,29 +500,56 @@ WITH leaves AS (
                 WHERE indrelid = leaves.oid AND attname = 'stored_at' AND indisvalid AND indpred IS NULL
             )
         ) AS has_index,
-        pg_has_role(relowner, 'USAGE') AND relkind = 'r' AND pg_table_size(oid) < %(small_bytes)s AS is_small_and_own
+        pg_has_role(relowner, 'USAGE') AND relkind = 'r' AND pg_table_size(oid) < %(small_bytes)s AS is_small_and_own,
+        is_by_day() AS by_day
     FROM pg_class WHERE oid = to_regclass('log_events')
 )
 SELECT extract(epoch FROM clock_timestamp())::float8, event_days, letter_days,
        has_function_privilege('delete_expired_events(integer, timestamptz)', 'EXECUTE')
            AND has_function_privilege('delete_expired_dead_letters(integer)', 'EXECUTE'),
-       has_stored_at, has_index, is_small_and_own,
-       CASE WHEN has_index THEN
+       has_stored_at, has_index OR by_day, is_small_and_own,
+       CASE WHEN has_index AND NOT by_day THEN
            (SELECT extract(epoch FROM clock_timestamp() - min(stored_at))::float8 FROM log_events)
-       END
+       END,
+       id_days, by_day
 FROM retention, found;
+
+-- name: day_facts
+SELECT extract(epoch FROM clock_timestamp() - oldest)::float8, has_today, days_ahead, has_default_rows, unnoted,
+       to_regclass('event_ids_stored_at') IS NOT NULL
+FROM day_facts();
 
 -- name: delete_expired_events
 SELECT deleted, reached FROM delete_expired_events(%(rows_max)s, coalesce(%(since)s, '-infinity'::timestamptz));
+
+-- name: delete_expired_ids
+SELECT deleted, reached FROM delete_expired_ids(%(rows_max)s, coalesce(%(since)s, '-infinity'::timestamptz));
+
+-- name: make_days
+SELECT make_days();
+
+-- name: expired_day
+-- The bounds of what drop_expired_day drops next; no row if there is nothing.
+SELECT leaf::text, begins::text, ends::text FROM day_bounds()
+WHERE ends <= now() - (SELECT event_days FROM retention) * interval '24 hours'
+ORDER BY ends LIMIT 1;
+
+-- name: count_day
+BEGIN;
+SET LOCAL statement_timeout = %(count_ms)s;
+SELECT count(*) FROM log_events WHERE stored_at >= %(begins)s::timestamptz AND stored_at < %(ends)s::timestamptz;
+
+-- name: drop_expired_day
+SELECT drop_expired_day();
 
 -- name: delete_expired_dead_letters
 SELECT deleted, never_stored FROM delete_expired_dead_letters(%(rows_max)s);
 
 -- name: retention
-SELECT event_days, letter_days FROM retention;
+SELECT event_days, letter_days, id_days FROM retention;
 
 -- name: set_retention
-UPDATE retention SET event_days = %(event_days)s, letter_days = %(letter_days)s;
+UPDATE retention SET event_days = %(event_days)s, letter_days = %(letter_days)s, id_days = %(id_days)s;
 
 -- name: index_of_ages
 -- Whether the table is partitioned, its bytes, and whether its index is complete (NULL: there is none).
@@ -464,6 +571,162 @@ COMMIT;
 -- name: drop_index_of_ages
 DROP INDEX CONCURRENTLY IF EXISTS log_events_stored_at;
 
+-- name: changeover_facts
+-- Of a table that is to be partitioned by day: whether it is, what keeps it from it, and how far the change is.
+WITH events AS (
+    SELECT pg_class.*, format('%I', nspname) AS home
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE pg_class.oid = to_regclass('log_events')
+)
+SELECT is_by_day(), ARRAY(
+    SELECT 'it is partitioned already' FROM events WHERE relkind = 'p'
+    UNION ALL SELECT 'it is part of an inheritance' FROM events, pg_inherits WHERE events.oid IN (inhrelid, inhparent)
+    UNION ALL SELECT 'its column stored_at is missing, or is no timestamptz with the default now()' FROM events WHERE NOT EXISTS (
+        SELECT FROM pg_attribute JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE attrelid = events.oid AND attname = 'stored_at' AND atttypid = 'timestamptz'::regtype
+          AND pg_get_expr(adbin, adrelid) = 'now()')
+    UNION ALL SELECT 'it has no unique index on event_id alone' FROM events WHERE NOT EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attname = 'event_id' AND attnum = indkey[0]
+        WHERE indrelid = events.oid AND indnkeyatts = 1 AND indisunique AND indimmediate AND indisvalid
+          AND indpred IS NULL)
+    UNION ALL SELECT 'the unique index ' || indexrelid::regclass FROM events JOIN pg_index ON indrelid = events.oid
+        WHERE indisunique AND NOT (indnkeyatts = 1 AND indpred IS NULL AND indkey[0] = (
+            SELECT attnum FROM pg_attribute WHERE attrelid = events.oid AND attname = 'event_id'))
+    UNION ALL SELECT 'the index ' || indexrelid::regclass || ', which is not valid' FROM events JOIN pg_index ON indrelid = events.oid
+        WHERE NOT indisvalid
+    UNION ALL SELECT 'the constraint ' || conname FROM events JOIN pg_constraint ON events.oid IN (conrelid, confrelid)
+        WHERE contype IN ('f', 'x') OR (contype = 'c' AND NOT convalidated AND conname <> 'log_events_before_end')
+    UNION ALL SELECT 'the trigger ' || tgname FROM events JOIN pg_trigger ON tgrelid = events.oid
+        WHERE NOT tgisinternal AND tgname NOT IN ('log_events_ids', 'log_events_ids_follow', 'log_events_fill')
+    UNION ALL SELECT DISTINCT 'the view or rule ' || pg_describe_object('pg_rewrite'::regclass, objid, 0)
+        FROM events JOIN pg_depend ON refobjid = events.oid AND classid = 'pg_rewrite'::regclass
+    UNION ALL SELECT 'the object ' || pg_describe_object(classid, objid, objsubid)
+        FROM events JOIN pg_depend ON refclassid = 'pg_type'::regclass AND refobjid = reltype AND deptype = 'n'
+    UNION ALL SELECT 'row security' FROM events WHERE relrowsecurity OR EXISTS (SELECT FROM pg_policy WHERE polrelid = events.oid)
+    UNION ALL SELECT 'the publication ' || pubname FROM events JOIN pg_publication_rel ON prrelid = events.oid
+        JOIN pg_publication ON pg_publication.oid = prpubid
+    UNION ALL SELECT 'a right on its column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attacl IS NOT NULL
+    UNION ALL SELECT 'the identity column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attidentity <> ''
+)::text[],
+EXISTS (SELECT FROM events JOIN pg_trigger ON tgrelid = events.oid
+        WHERE tgname = 'log_events_ids' AND tgenabled = 'A' AND (tgtype & 71) = 4
+          AND tgfoid IN (to_regprocedure(home || '.copy_event_ids()'), to_regprocedure(home || '.note_event_ids()'))),
+EXISTS (SELECT FROM events JOIN pg_constraint ON conrelid = events.oid
+        WHERE conname = 'log_events_before_end' AND convalidated
+          AND substring(pg_get_constraintdef(pg_constraint.oid) FROM '''([^'']+)''')::timestamptz > now() + interval '1 day');
+
+-- name: begin_changeover
+-- An autovacuum ends for this lock, after PostgreSQL's deadlock_timeout, and nobody who stores waits for it. Only what
+-- comes next holds up others: so its own wait is short.
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SET LOCAL lock_timeout = '30s';
+LOCK TABLE ONLY log_events IN SHARE UPDATE EXCLUSIVE MODE;
+SET LOCAL lock_timeout = '500ms';
+
+-- name: note_new_ids
+-- Between the commit of this and the change, each new event's id is noted, and each new event has a time.
+LOCK TABLE ONLY log_events IN SHARE ROW EXCLUSIVE MODE;
+DROP TRIGGER IF EXISTS log_events_ids ON log_events;
+DROP TRIGGER IF EXISTS log_events_ids_follow ON log_events;
+DROP TRIGGER IF EXISTS log_events_fill ON log_events;
+CREATE TRIGGER log_events_ids AFTER INSERT ON log_events REFERENCING NEW TABLE AS new_events
+    FOR EACH STATEMENT EXECUTE FUNCTION copy_event_ids();
+CREATE TRIGGER log_events_ids_follow AFTER UPDATE ON log_events
+    REFERENCING OLD TABLE AS old_events NEW TABLE AS new_events
+    FOR EACH STATEMENT EXECUTE FUNCTION follow_event_ids();
+CREATE TRIGGER log_events_fill BEFORE INSERT ON log_events FOR EACH ROW WHEN (NEW.stored_at IS NULL)
+    EXECUTE FUNCTION fill_stored_at();
+ALTER TABLE log_events ENABLE ALWAYS TRIGGER log_events_ids, ENABLE ALWAYS TRIGGER log_events_ids_follow,
+    ENABLE ALWAYS TRIGGER log_events_fill;
+CREATE TABLE IF NOT EXISTS event_ids_progress (after_id text);
+TRUNCATE event_ids_progress;
+INSERT INTO event_ids_progress VALUES (NULL);
+COMMIT;
+
+-- name: progress
+SELECT after_id FROM event_ids_progress;
+
+-- name: restart_progress
+UPDATE event_ids_progress SET after_id = NULL;
+
+-- name: fill_times
+UPDATE log_events SET stored_at = now()
+WHERE stored_at IS NULL AND event_id IN (
+    SELECT event_id FROM log_events WHERE %(after)s::text IS NULL OR event_id > %(after)s ORDER BY event_id LIMIT %(rows_max)s
+);
+
+-- name: note_ids
+-- One step, and how far it is.
+WITH step AS (
+    SELECT event_id, stored_at FROM log_events
+    WHERE %(after)s::text IS NULL OR event_id > %(after)s ORDER BY event_id LIMIT %(rows_max)s
+), noted AS (
+    INSERT INTO event_ids (event_id, stored_at) SELECT event_id, stored_at FROM step ON CONFLICT DO NOTHING
+), reached AS (
+    UPDATE event_ids_progress SET after_id = (SELECT max(event_id) FROM step) WHERE EXISTS (SELECT FROM step)
+)
+SELECT count(*), max(event_id) FROM step;
+
+-- name: unnoted_event
+SELECT event_id FROM log_events AS stored
+WHERE NOT EXISTS (SELECT FROM event_ids AS noted WHERE noted.event_id = stored.event_id) LIMIT 1;
+
+-- name: set_end
+-- Not before the day after tomorrow ends: until then, the change can be finished.
+LOCK TABLE ONLY log_events IN ACCESS EXCLUSIVE MODE;
+ALTER TABLE log_events DROP CONSTRAINT IF EXISTS log_events_before_end;
+DO $set_end$ BEGIN
+    EXECUTE format('ALTER TABLE log_events ADD CONSTRAINT log_events_before_end '
+                   'CHECK (stored_at IS NOT NULL AND stored_at < %L) NOT VALID',
+                   date_trunc('day', now(), 'UTC') + interval '72 hours');
+END $set_end$;
+COMMIT;
+
+-- name: validate_end
+-- It reads the table, and holds up nobody who stores.
+ALTER TABLE log_events VALIDATE CONSTRAINT log_events_before_end;
+
+-- name: lock_for_swap
+LOCK TABLE log_events IN ACCESS EXCLUSIVE MODE;
+SELECT NOT EXISTS (SELECT FROM log_events);
+
+-- name: end_of_swap
+DROP TABLE IF EXISTS event_ids_progress;
+
+-- name: mend_triggers
+-- Of a table by day.
+LOCK TABLE ONLY log_events IN SHARE ROW EXCLUSIVE MODE;
+DROP TRIGGER IF EXISTS log_events_ids ON log_events;
+CREATE TRIGGER log_events_ids AFTER INSERT ON log_events REFERENCING NEW TABLE AS new_events
+    FOR EACH STATEMENT EXECUTE FUNCTION note_event_ids();
+ALTER TABLE ONLY log_events ENABLE ALWAYS TRIGGER log_events_ids;
+COMMIT;
+
+-- name: note_missing_ids
+INSERT INTO event_ids (event_id, stored_at)
+SELECT event_id, stored_at FROM log_events AS stored
+WHERE NOT EXISTS (SELECT FROM event_ids AS noted WHERE noted.event_id = stored.event_id)
+ON CONFLICT DO NOTHING;
+
+-- name: index_of_id_ages
+SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('event_ids_stored_at');
+
+-- name: make_index_of_id_ages
+CREATE INDEX CONCURRENTLY event_ids_stored_at ON event_ids (stored_at);
+
+-- name: drop_index_of_id_ages
+DROP INDEX CONCURRENTLY IF EXISTS event_ids_stored_at;
+
+-- name: old_table_needs_index
+-- Whether the table from before the days is there, and its expired events can't be found.
+SELECT EXISTS (SELECT FROM day_bounds() WHERE begins = '-infinity' AND NOT has_index_of_ages(leaf));
+
+-- name: drop_index_of_old_ages
+DROP INDEX CONCURRENTLY IF EXISTS log_events_before_stored_at;
+
+-- name: make_index_of_old_ages
+CREATE INDEX CONCURRENTLY log_events_before_stored_at ON log_events_before (stored_at);
+
 -- name: probe
 INSERT INTO probes (id, probed_at) VALUES (1, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET probed_at = EXCLUDED.probed_at;
@@ -482,8 +745,8 @@ VALUES (%(id)s, 'sluice-probe', 'INFO', 'a probe, rolled back', 'sluice', now(),
 -- of our sessions at this moment. The tables include partitions of log_events.
 WITH written AS (
     SELECT oid FROM pg_class
-    WHERE oid IN (to_regclass('log_events'), to_regclass('stored_offsets'), to_regclass('dead_letters'),
-                  to_regclass('probes'))
+    WHERE oid IN (to_regclass('log_events'), to_regclass('event_ids'), to_regclass('stored_offsets'),
+                  to_regclass('dead_letters'), to_regclass('probes'))
     UNION
     SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('log_events')
 ), blockers AS (

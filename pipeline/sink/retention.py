@@ -1,15 +1,19 @@
 """Retention in PostgreSQL: two functions of the tables' owner delete what is expired (migrations 0012 to 0014)."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from pipeline.errors import SchemaError, SinkUnavailableError
-from pipeline.ports.retention import RetentionFacts
+from pipeline.ports.retention import DayFacts, RetentionFacts
 from pipeline.sink.queries import query
 from pipeline.sink.session import Session
+from pipeline.sink.sqlstate import QUERY_CANCELED
 
 # An index on a table of this size is made in less than a tenth of a second, while drains wait.
 _SMALL_BYTES: Final = 16 << 20
+# An estimate is no count: if an exact one takes longer, there is none.
+_COUNT_MILLISECONDS_MAX: Final = 1000
 # Key of the advisory lock for making the index: any number, but the same in all versions.
 _LOCK_KEY: Final = 0x5105CE_0002
 
@@ -19,9 +23,45 @@ class PostgresRetention:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._counts: dict[str, int | None] = {}  # of the day that is dropped next, by its partition
 
     def facts(self) -> RetentionFacts:
-        return RetentionFacts(*self._session.rows(query("retention_facts"), {"small_bytes": _SMALL_BYTES})[0])
+        *found, is_by_day = self._session.rows(query("retention_facts"), {"small_bytes": _SMALL_BYTES})[0]
+        facts = RetentionFacts(*found)
+        if not is_by_day:
+            return facts
+        oldest_seconds, *days = self._session.rows(query("day_facts"))[0]
+        return replace(facts, oldest_seconds=oldest_seconds, days=DayFacts(*days))
+
+    def make_days(self) -> int:
+        return int(self._session.rows(query("make_days"))[0][0])
+
+    def drop_day(self) -> tuple[str, int | None] | None:
+        found = self._session.rows(query("expired_day"))
+        if not found:
+            return None
+        leaf, begins, ends = found[0]
+        rows = self._count(leaf, begins, ends)
+        [(dropped,)] = self._session.rows(query("drop_expired_day"))
+        return None if dropped is None else (dropped, rows if dropped == leaf.rpartition(".")[2] else None)
+
+    def _count(self, leaf: str, begins: str, ends: str) -> int | None:
+        """The number of events of an expired day, in which nobody stores any more; None if it takes long to count."""
+        if leaf not in self._counts:
+            span = {"begins": begins, "ends": ends, "count_ms": _COUNT_MILLISECONDS_MAX}
+            try:
+                self._counts = {leaf: int(self._session.rows(query("count_day"), span)[0][0])}
+            except SinkUnavailableError as error:
+                if error.sqlstate != QUERY_CANCELED:
+                    raise
+                self._counts = {leaf: None}
+            finally:
+                self._session.rollback()
+        return self._counts[leaf]
+
+    def delete_ids(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:
+        deleted, reached = self._session.rows(query("delete_expired_ids"), {"rows_max": rows_max, "since": since})[0]
+        return int(deleted), reached
 
     def delete_events(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:
         found = self._session.rows(query("delete_expired_events"), {"rows_max": rows_max, "since": since})
@@ -33,18 +73,32 @@ class PostgresRetention:
         return int(deleted), int(never_stored)
 
 
-def set_retention(cursor: Any, *, event_days: int | None, letter_days: int | None) -> list[str]:
+def set_retention(cursor: Any, *, event_days: int | None, letter_days: int | None, id_days: int | None) -> list[str]:
     """See Schema.set_retention. The cursor is that of a connection with autocommit, without a limit of its time."""
     done = []
+    cursor.execute("SELECT is_by_day()")
+    [is_by_day] = cursor.fetchone()
+    if id_days is not None and not is_by_day:
+        raise SchemaError(
+            "DEDUP_DAYS is for log_events by day: in one table an id is kept as long as its event. Set "
+            "EVENTS_BY_DAY=yes too, or DEDUP_DAYS=0"
+        )
     cursor.execute(query("retention"))
-    if cursor.fetchone() != (event_days, letter_days):  # only the owner may write it, and everybody may find it right
-        cursor.execute(query("set_retention"), {"event_days": event_days, "letter_days": letter_days})
-        done.append(f"events are kept {_words(event_days)}, dead letters {_words(letter_days)}")
-    if event_days is None:
+    if cursor.fetchone() != (event_days, letter_days, id_days):  # only the owner may write it, who may find it right
+        cursor.execute(
+            query("set_retention"), {"event_days": event_days, "letter_days": letter_days, "id_days": id_days}
+        )
+        ids = f", ids {_words(id_days)}" if is_by_day else ""
+        done.append(f"events are kept {_words(event_days)}, dead letters {_words(letter_days)}{ids}")
+    if event_days is None and id_days is None:
         return done
     cursor.execute(query("try_lock"), {"key": _LOCK_KEY})
     if not cursor.fetchone()[0]:
         raise SinkUnavailableError("another process makes the index log_events_stored_at")
+    return done + (_day_indexes(cursor, id_days) if is_by_day else _index_of_ages(cursor))
+
+
+def _index_of_ages(cursor: Any) -> list[str]:
     cursor.execute(query("index_of_ages"))
     is_partitioned, table_bytes, is_complete = cursor.fetchone()
     if is_partitioned and is_complete is not True:
@@ -52,11 +106,28 @@ def set_retention(cursor: Any, *, event_days: int | None, letter_days: int | Non
             "log_events is partitioned, and lacks the index log_events_stored_at on stored_at: make it yourself "
             "(docs/retention.md)"
         )
-    if is_complete is not True:  # missing, or left by a call that was interrupted
-        cursor.execute(query("drop_index_of_ages"))
-        is_small = table_bytes < _SMALL_BYTES
-        cursor.execute(query("make_index_of_ages_at_once" if is_small else "make_index_of_ages"))
-        done.append("made the index log_events_stored_at")
+    if is_complete is True:
+        return []
+    cursor.execute(query("drop_index_of_ages"))  # one that a call left which was interrupted
+    is_small = table_bytes < _SMALL_BYTES
+    cursor.execute(query("make_index_of_ages_at_once" if is_small else "make_index_of_ages"))
+    return ["made the index log_events_stored_at"]
+
+
+def _day_indexes(cursor: Any, id_days: int | None) -> list[str]:
+    """The indexes that expiry of a table by day needs: of ids, and of the table that was there before the days."""
+    done = []
+    if id_days is not None:
+        cursor.execute(query("index_of_id_ages"))
+        if cursor.fetchone() != (True,):
+            cursor.execute(query("drop_index_of_id_ages"))
+            cursor.execute(query("make_index_of_id_ages"))
+            done.append("made the index event_ids_stored_at")
+    cursor.execute(query("old_table_needs_index"))
+    if cursor.fetchone()[0]:
+        cursor.execute(query("drop_index_of_old_ages"))
+        cursor.execute(query("make_index_of_old_ages"))
+        done.append("made the index log_events_before_stored_at")
     return done
 
 

@@ -29,14 +29,27 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     "api_keys_version": ("SELECT", "UPDATE"),
     "schema_migrations": ("SELECT",),
     "retention": ("SELECT",),
+    "event_ids": ("SELECT",),  # a trigger writes it
 }
 # They delete what expired, as the owner of the tables: so Sluice's user can delete nothing else.
-FUNCTIONS: Final = ("delete_expired_events(integer, timestamptz)", "delete_expired_dead_letters(integer)")
+FUNCTIONS: Final = (
+    "delete_expired_events(integer, timestamptz)",
+    "delete_expired_dead_letters(integer)",
+    "delete_expired_ids(integer, timestamptz)",
+    "drop_expired_day()",
+    "make_days()",
+    "is_by_day()",
+    "day_bounds()",
+    "day_facts()",
+)
+# Only a user of a table by day needs it, and `table_facts` checks it there.
+_UNCHECKED: Final = frozenset({"event_ids"})
 
 
 def needed_rights(*, makes_marks: bool = True) -> dict[str, list[str]]:
     """The list as parallel columns, for the check of each new connection. `makes_marks`: LOG_KEEP_HOURS is set."""
-    needed = {table: rights for table, rights in RIGHTS.items() if makes_marks or table != "log_marks"}
+    left_out = _UNCHECKED if makes_marks else _UNCHECKED | {"log_marks"}
+    needed = {table: rights for table, rights in RIGHTS.items() if table not in left_out}
     pairs = [(table, right) for table, rights in needed.items() for right in rights]
     return {"tables": [table for table, _ in pairs], "rights": [right for _, right in pairs]}
 

@@ -41,6 +41,8 @@ class TableFacts:
     has_unique_ids: bool
     has_insert_rules: bool
     missing_rights: Sequence[str]
+    is_by_day: bool = False  # partitioned by stored_at, and there is a table event_ids
+    has_noted_ids: bool = False  # the trigger that notes each id is as it must be, and so is event_ids
 
 
 def server_problem(facts: DatabaseFacts) -> str | None:
@@ -70,10 +72,16 @@ def table_problem(facts: TableFacts) -> str | None:
 def _table_problems(facts: TableFacts) -> Iterator[str]:
     if facts.wrong_columns:
         yield f"log_events lacks columns as Sluice writes them: {', '.join(facts.wrong_columns)}"
-    if not facts.has_unique_ids:
+    if facts.is_by_day and not facts.has_noted_ids:
+        yield (
+            "log_events is partitioned by day, and its trigger log_events_ids is missing or not ENABLE ALWAYS, or "
+            "event_ids has no unique index on event_id: an event could be stored twice: run `EVENTS_BY_DAY=yes python "
+            "-m pipeline migrate`, which makes the trigger again"
+        )
+    if not facts.has_unique_ids and not facts.is_by_day:
         yield (
             "log_events has no unique index on event_id alone, without which an event could be stored twice "
-            "(a table partitioned by time can't have one)"
+            "(a table partitioned by time can't have one; EVENTS_BY_DAY=yes has another way)"
         )
     if facts.unfilled_columns:
         yield (

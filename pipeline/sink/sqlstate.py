@@ -23,6 +23,7 @@ UNIQUE_VIOLATION: Final = "23505"
 LOCK_NOT_AVAILABLE: Final = "55P03"  # `lock_timeout` raises it too
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 UNDEFINED_COLUMN: Final = "42703"
+QUERY_CANCELED: Final = "57014"  # by its statement_timeout, or by a person
 # A table, a column or a function is missing, or the schema with all of them.
 _UNDEFINED: Final = frozenset({"42P01", UNDEFINED_COLUMN, "42883", "3F000"})
 _NOT_SUPPORTED: Final = "0A000"

@@ -135,12 +135,12 @@ class JsonlBench:
         return set()
 
 
-@pytest.fixture(params=["memory", "postgres", "jsonl"])
+@pytest.fixture(params=["memory", "postgres", "by day", "jsonl"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from _bench(request)
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", "postgres", "by day"])
 def ids_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from _bench(request)
 
@@ -154,7 +154,8 @@ def _bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
             yield JsonlBench(request.getfixturevalue("tmp_path"), stack)
         return
     with contextlib.ExitStack() as stack:
-        yield PostgresBench(request.getfixturevalue("database_url"), stack)
+        url = "day_database_url" if request.param == "by day" else "database_url"
+        yield PostgresBench(request.getfixturevalue(url), stack)
 
 
 def test_a_batch_is_stored_with_its_offset(bench: Bench) -> None:

@@ -47,6 +47,12 @@ def test_copies_of_servers_have_faults_of_their_own_and_none_that_all_copies_wou
     assert plan == replicated
 
 
+def test_an_older_worker_has_no_part_in_a_run_by_day(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(possible_names("redis")) - set(possible_names("redis", by_day=True)) == {"worker.old"}
+    assert main(["--by-day", "--only", "copy.terminate", "--faults", "1", "--seed", "4", "--plan"]) == 0
+    assert "--log redis --by-day --only copy.terminate" in capsys.readouterr().out
+
+
 def test_a_run_without_copies_cannot_be_asked_for_a_failover(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "log.failover", "--plan"]) == 2
     assert "no such fault on redis (single): log.failover" in capsys.readouterr().err

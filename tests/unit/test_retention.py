@@ -13,8 +13,8 @@ from pipeline.control_store.common import TROUBLE_SECONDS
 from pipeline.errors import LogUnavailableError, SettingsError, SinkUnavailableError
 from pipeline.ports.log_marks import ExpiredRecords
 from pipeline.ports.log_trimmer import TrimResult
-from pipeline.ports.retention import RetentionFacts
-from pipeline.retention import LogRetention, expire, may_be_prepared, overdue_seconds, why_not
+from pipeline.ports.retention import DayFacts, RetentionFacts
+from pipeline.retention import Expired, LogRetention, expire, may_be_prepared, overdue_seconds, why_not
 from pipeline.settings import Settings
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX
 
@@ -39,6 +39,8 @@ class Rows:
     def __init__(self, clock: ManualClock, *, events: int, letters: int, **facts: Any) -> None:
         self._clock = clock
         self.left = {"events": events, "letters": letters}
+        self.expired_days: list[tuple[str, int | None]] = []
+        self.made = 0  # calls of make_days
         self.began_at: list[datetime | None] = []
         self._facts = replace(FACTS, **facts)
 
@@ -54,9 +56,20 @@ class Rows:
         deleted = self._deleted("letters", rows_max)
         return deleted, deleted // 2
 
+    def make_days(self) -> int:
+        self.made += 1
+        return 7
+
+    def drop_day(self) -> tuple[str, int | None] | None:
+        self._clock.advance(1.0)
+        return self.expired_days.pop(0) if self.expired_days else None
+
+    def delete_ids(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:
+        return self._deleted("ids", rows_max), since
+
     def _deleted(self, kind: str, rows_max: int) -> int:
-        deleted = min(rows_max, self.left[kind])
-        self.left[kind] -= deleted
+        deleted = min(rows_max, self.left.get(kind, 0))
+        self.left[kind] = self.left.get(kind, 0) - deleted
         return deleted
 
 
@@ -310,3 +323,109 @@ def test_no_record_is_deleted_while_the_clocks_disagree() -> None:
     done = log_retention(log).tick("log", lambda _: False)
     assert "PostgreSQL's clock differs by 3,601 s" in str(done.problem)
     assert log.asked == []
+
+
+# --- By day ---------------------------------------------------------------------------------------------------------
+
+BY_DAY = replace(SETTINGS, events_by_day=True, dedup_days=60)
+GOOD_DAYS = DayFacts(has_today=True, days_ahead=7, has_default_rows=False, unnoted_id=None, has_id_index=True)
+
+
+def _days(clock: ManualClock, **facts: Any) -> Rows:
+    return Rows(clock, events=0, letters=0, id_days=60, days=replace(GOOD_DAYS, **facts))
+
+
+def test_days_that_expired_are_dropped_and_counted() -> None:
+    clock = ManualClock()
+    rows = _days(clock)
+    rows.expired_days = [("log_events_20260101", 5), ("log_events_20260102", None)]
+    rows.left["ids"] = 3
+    done = expire(BY_DAY, rows, clock, is_behind=False)
+    assert (done.days, done.events, done.days_uncounted) == (["log_events_20260101", "log_events_20260102"], 5, 1)
+    assert (done.ids, done.problem, rows.made) == (3, None, 0)
+
+
+def test_a_tick_that_is_behind_drops_one_day() -> None:
+    clock = ManualClock()
+    rows = _days(clock)
+    rows.expired_days = [("log_events_20260101", 5), ("log_events_20260102", 5)]
+    assert expire(BY_DAY, rows, clock, is_behind=True).days == ["log_events_20260101"]
+
+
+def test_days_are_made_when_one_is_missing() -> None:
+    rows = _days(ManualClock(), days_ahead=6)
+    assert expire(BY_DAY, rows, ManualClock(), is_behind=False).problem is None
+    assert rows.made == 1
+
+
+def test_days_are_made_though_another_session_is_in_the_way_of_it() -> None:
+    class Locked(Rows):
+        def make_days(self) -> int:
+            raise SinkUnavailableError("timed out waiting for a lock")
+
+    rows = Locked(ManualClock(), events=0, letters=0, id_days=60, days=replace(GOOD_DAYS, days_ahead=6))
+    rows.expired_days = [("log_events_20260101", 5)]
+    done = expire(BY_DAY, rows, ManualClock(), is_behind=False)
+    assert (done.days, done.problem) == (["log_events_20260101"], None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"has_today": False}, "no partition for today: events are stored in log_events_default"),
+        ({"days_ahead": 0}, "no partition for the days to come"),
+        ({"has_default_rows": True}, "log_events_default holds events"),
+        ({"unnoted_id": "x7"}, "event_ids lacks the id x7 of a stored event"),
+    ],
+)
+def test_what_is_wrong_with_the_days_is_a_problem(facts: dict[str, Any], words: str) -> None:
+    problem = expire(BY_DAY, _days(ManualClock(), **facts), ManualClock(), is_behind=False).problem
+    assert words in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "words"),
+    [
+        (BY_DAY, {"id_days": 60}, "EVENTS_BY_DAY is set, and log_events is not partitioned by day"),
+        (BY_DAY, {"days": GOOD_DAYS}, "DEDUP_DAYS is 60, and the database keeps all"),
+        (
+            BY_DAY,
+            {"days": replace(GOOD_DAYS, has_id_index=False), "id_days": 60},
+            "event_ids has no index on stored_at",
+        ),
+    ],
+)
+def test_a_table_by_day_that_is_not_as_the_settings_say_keeps_all(
+    settings: Settings, facts: dict[str, Any], words: str
+) -> None:
+    assert words in (why_not(settings, replace(FACTS, **facts), NOW) or "")
+
+
+def test_a_small_table_is_partitioned_without_a_person() -> None:
+    days = Settings(events_by_day=True)
+    facts = replace(FACTS, event_days=None, letter_days=None)
+    assert may_be_prepared(days, facts)
+    assert not may_be_prepared(days, replace(facts, is_prepared_at_once=False))
+    assert not may_be_prepared(days, replace(facts, days=GOOD_DAYS, is_prepared_at_once=False))
+
+
+def test_days_are_made_without_retention() -> None:
+    assert "sluice.expire" in {entry["task"] for entry in beat_schedule(Settings(events_by_day=True)).values()}
+    rows = Rows(
+        ManualClock(), events=0, letters=0, event_days=None, letter_days=None, days=replace(GOOD_DAYS, days_ahead=1)
+    )
+    assert expire(Settings(events_by_day=True), rows, ManualClock(), is_behind=False) == Expired()
+    assert rows.made == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dedup_days": 60, "retention_days": 30}, "DEDUP_DAYS=60 needs EVENTS_BY_DAY=yes"),
+        ({"dedup_days": 60, "events_by_day": True}, "DEDUP_DAYS=60 needs RETENTION_DAYS"),
+        ({"dedup_days": 29, "retention_days": 30, "events_by_day": True}, "DEDUP_DAYS=29 is below RETENTION_DAYS=30"),
+    ],
+)
+def test_ids_that_would_go_before_their_events_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        Settings(**settings)

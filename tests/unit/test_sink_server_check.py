@@ -46,6 +46,7 @@ def test_a_server_without_fsync_is_for_its_owner_to_judge() -> None:
         ({"wrong_columns": ["message text (it is bytea)"]}, "message text (it is bytea)"),
         ({"has_unique_ids": False}, "partitioned by time"),
         ({"unfilled_columns": ["tenant"]}, "NOT NULL: tenant"),
+        ({"has_unique_ids": False, "is_by_day": True}, "ENABLE ALWAYS"),
         ({"has_insert_rules": True}, "rule ON INSERT"),
         ({"missing_rights": ["INSERT on log_events"]}, "INSERT on log_events"),
     ],
@@ -53,6 +54,10 @@ def test_a_server_without_fsync_is_for_its_owner_to_judge() -> None:
 def test_a_table_that_breaks_promises_is_named(change: dict[str, Any], words: str) -> None:
     assert table(TABLE) is None
     assert words in (table(replace(TABLE, **change)) or "")
+
+
+def test_a_table_by_day_that_notes_ids_needs_no_unique_index() -> None:
+    assert table(replace(TABLE, has_unique_ids=False, is_by_day=True, has_noted_ids=True)) is None
 
 
 def test_a_refusal_leads_to_the_page_with_more() -> None:

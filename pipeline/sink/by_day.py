@@ -1,0 +1,141 @@
+"""Partitions log_events by day, while events are stored: each step can be interrupted, and the next call goes on.
+
+PostgreSQL then has no unique index on event_id alone. `event_ids` keeps the ids, and a trigger fills it for each writer
+(migration 0016, docs/adr/retention.md).
+"""
+
+import logging
+from collections.abc import Callable
+from importlib import resources
+from typing import Any, Final, TypeVar
+
+import psycopg2
+
+from pipeline.clock import Clock
+from pipeline.errors import SchemaError, SinkUnavailableError, in_full
+from pipeline.sink.queries import query
+
+_logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_LOCK_KEY: Final = 0x5105CE_0003  # of the advisory lock for the change: any number, but the same in all versions
+_ROWS_AT_ONCE: Final = 5_000  # whose ids a step notes: a transaction of some ten milliseconds
+_LOCK_TRIES_SECONDS_MAX: Final = 300.0
+_LOCK_POLL_SECONDS: Final = 1.0
+_LOG_SECONDS: Final = 10.0  # between two lines about progress
+
+
+def partition_by_day(cursor: Any, clock: Clock) -> list[str]:
+    """See Schema.partition_by_day. The cursor is that of a connection with autocommit, without a limit of its time."""
+    cursor.execute(query("try_lock"), {"key": _LOCK_KEY})
+    if not cursor.fetchone()[0]:
+        raise SinkUnavailableError("another process partitions log_events by day")
+    cursor.execute(query("changeover_facts"))
+    is_by_day, obstacles, is_noting, has_end = cursor.fetchone()
+    done = _mended(cursor, clock) if is_by_day else _changed(cursor, clock, obstacles, is_noting, has_end)
+    cursor.execute(query("make_days"))
+    return done
+
+
+def _changed(cursor: Any, clock: Clock, obstacles: list[str], is_noting: bool, has_end: bool) -> list[str]:
+    if obstacles:
+        raise SchemaError(
+            f"log_events can't be partitioned by day while it has: {', '.join(obstacles)}. Remove each, run this "
+            "again, and make it once more on the partitioned table, if PostgreSQL can (docs/retention.md)"
+        )
+    if not is_noting:
+        _under_lock(cursor, clock, lambda: cursor.execute(query("note_new_ids")))
+    noted = _note_ids(cursor, clock)
+    cursor.execute(query("unnoted_event"))
+    if cursor.fetchone() is not None:  # somebody removed ids
+        cursor.execute(query("restart_progress"))
+        noted += _note_ids(cursor, clock)
+    is_swapped = False
+    while not is_swapped:
+        if noted and not has_end:
+            _under_lock(cursor, clock, lambda: cursor.execute(query("set_end")))
+            cursor.execute(query("validate_end"))
+        is_swapped = _under_lock(cursor, clock, lambda: _swap(cursor))
+        noted, has_end = 1, False  # it was empty, and is not any more
+    return [
+        "log_events is partitioned by day"
+        + ("; the events that it had are in log_events_before" if _has_before(cursor) else "")
+    ]
+
+
+def _swap(cursor: Any) -> bool:
+    """Put the partitioned table in the place of log_events. False: its end must be set first, and nothing was done."""
+    cursor.execute(query("lock_for_swap"))
+    [is_empty] = cursor.fetchone()
+    cursor.execute(query("changeover_facts"))
+    _, obstacles, is_noting, has_end = cursor.fetchone()
+    if obstacles or not is_noting:
+        raise SchemaError(f"log_events was changed meanwhile ({', '.join(obstacles) or 'a trigger'}): run this again")
+    if not is_empty and not has_end:
+        cursor.execute("ROLLBACK")
+        return False
+    cursor.execute(_swap_statement())
+    cursor.execute(query("end_of_swap"))
+    cursor.execute("COMMIT")
+    return True
+
+
+def _swap_statement() -> str:
+    return resources.files("pipeline.sink").joinpath("swap.sql").read_text(encoding="utf-8")
+
+
+def _has_before(cursor: Any) -> bool:
+    cursor.execute("SELECT to_regclass('log_events_before') IS NOT NULL")
+    return bool(cursor.fetchone()[0])
+
+
+def _note_ids(cursor: Any, clock: Clock) -> int:
+    """Note the ids of all events that are stored, step by step; returns their number."""
+    cursor.execute(query("progress"))
+    [after] = cursor.fetchone()
+    noted, told = 0, clock.monotonic()
+    while True:
+        step = {"after": after, "rows_max": _ROWS_AT_ONCE}
+        cursor.execute(query("fill_times"), step)
+        cursor.execute(query("note_ids"), step)
+        rows, reached = cursor.fetchone()
+        if not rows:
+            return noted + (after is not None)
+        noted, after = noted + rows, reached
+        if clock.monotonic() - told >= _LOG_SECONDS:
+            told = clock.monotonic()
+            _logger.info("noted the ids of %d events so far", noted, extra={"action": "ids_noted", "events": noted})
+
+
+def _mended(cursor: Any, clock: Clock) -> list[str]:
+    """Make the trigger of a table by day anew if it is missing or disabled, and note ids that are missing."""
+    cursor.execute(query("changeover_facts"))
+    _, _, is_noting, _ = cursor.fetchone()
+    cursor.execute(query("day_facts"))
+    unnoted = cursor.fetchone()[4]
+    if is_noting and unnoted is None:
+        return []
+    if not is_noting:
+        _under_lock(cursor, clock, lambda: cursor.execute(query("mend_triggers")))
+    cursor.execute(query("note_missing_ids"))
+    return [f"log_events is by day: noted {cursor.rowcount} ids that were missing in event_ids"]
+
+
+def _under_lock(cursor: Any, clock: Clock, change: Callable[[], Result]) -> Result:
+    """Run a change that needs a lock on log_events, and commits; try again while another session is in its way."""
+    deadline = clock.monotonic() + _LOCK_TRIES_SECONDS_MAX
+    while True:
+        try:
+            cursor.execute(query("begin_changeover"))
+            return change()
+        except psycopg2.errors.LockNotAvailable as error:
+            cursor.execute("ROLLBACK")
+            if clock.monotonic() >= deadline:
+                raise SinkUnavailableError(f"log_events is in use, and can't be changed: {in_full(error)}") from error
+            _logger.warning(
+                "the change of log_events waits: another session uses it (%s)",
+                in_full(error),
+                extra={"action": "by_day_waits"},
+            )
+            clock.sleep(_LOCK_POLL_SECONDS)

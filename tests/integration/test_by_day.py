@@ -1,0 +1,384 @@
+"""Events that are partitioned by day, on a real PostgreSQL: each id is stored once, by whomever; days come and go."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+import psycopg2
+import pytest
+
+from checks.testbed.database import ask, fail_on_insert, stored_ids
+from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
+from pipeline.errors import SinkMisconfiguredError, SinkUnavailableError
+from pipeline.ports.event_sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.dead_letters import PostgresDeadLetters
+from pipeline.sink.migrate import PostgresSchema
+from pipeline.sink.postgres import PostgresSink
+from pipeline.sink.retention import PostgresRetention
+from support.records import batch, new_log_id, nothing, numbered_batch, record
+
+LOG: Final = new_log_id()
+DAYS: Final = 30
+_COLUMNS: Final = (
+    "event_id, correlation_id, severity, message, source, event_time, received_at, log_id, log_partition, log_offset"
+)
+_EVENT: Final = "'{}', 'c', 'INFO', 'm', 's', now(), now(), 'other', 0, 0"
+
+
+@pytest.fixture
+def owner(day_database_url: str) -> Settings:
+    return Settings(
+        database_url=day_database_url,
+        events_by_day=True,
+        retention_days=DAYS,
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
+        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+    )
+
+
+@pytest.fixture
+def url(owner: Settings) -> str:
+    return owner.database_url
+
+
+@pytest.fixture
+def sink(owner: Settings) -> Iterator[PostgresSink]:
+    with contextlib.closing(PostgresSink(owner)) as made:
+        yield made
+
+
+@pytest.fixture
+def retention(owner: Settings, sink: PostgresSink) -> PostgresRetention:
+    PostgresSchema(owner).set_retention(event_days=DAYS, letter_days=None)
+    return PostgresRetention(sink.session)
+
+
+def _store(sink: PostgresSink, first: int, count: int) -> None:
+    sink.store(LOG, 0, first, numbered_batch(first, count), before_commit=nothing)
+
+
+def _insert(event_id: str) -> str:
+    return f"INSERT INTO log_events ({_COLUMNS}) VALUES ({_EVENT.format(event_id)})"
+
+
+def _leaves(url: str) -> list[str]:
+    found = ask(url, "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'log_events'::regclass")
+    return sorted(name for (name,) in found)
+
+
+def _make_day(url: str, days_ago: int) -> str:
+    """Make the partition of an earlier day, as it was made in its time; returns its name."""
+    [(name, begins, ends)] = ask(
+        url,
+        "SELECT 'log_events_' || to_char(day, 'YYYYMMDD'), day::text, (day + interval '24 hours')::text "
+        f"FROM (SELECT date_trunc('day', now(), 'UTC') - interval '{24 * days_ago} hours' AS day) AS days",
+    )
+    ask(url, f"CREATE TABLE {name} (LIKE log_events INCLUDING ALL)")
+    ask(url, f"CREATE UNIQUE INDEX ON {name} (event_id)")
+    ask(url, f"ALTER TABLE log_events ATTACH PARTITION {name} FOR VALUES FROM ('{begins}') TO ('{ends}')")
+    return str(name)
+
+
+def _age(url: str, days: float, where: str) -> None:
+    ask(url, f"UPDATE log_events SET stored_at = stored_at - interval '{days} days' WHERE {where}")
+
+
+def _waits(url: str) -> None:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+    wait_until(lambda: bool(ask(url, waiting)), "the drain waits")
+
+
+# --- Each id once ---------------------------------------------------------------------------------------------------
+
+
+def test_every_writer_is_refused_an_id_that_is_stored(sink: PostgresSink, url: str) -> None:
+    # Given an event, and the same one again by COPY, by INSERT, and in a session that plays a replica
+    _store(sink, 0, 1)
+    again = _insert("event-000000")
+    for statement in (again, f"SET session_replication_role = replica; {again}"):
+        with pytest.raises(psycopg2.errors.UniqueViolation, match="event_id"):
+            ask(url, statement)
+    # Then it is there once, also if its day is another one by now
+    _make_day(url, 3)
+    _age(url, 3, "true")
+    with pytest.raises(psycopg2.errors.UniqueViolation, match="event_ids_pkey"):
+        ask(url, again)
+    assert stored_ids(url) == ["event-000000"]
+    assert ask(url, "SELECT count(*) FROM event_ids JOIN log_events USING (event_id, stored_at)") == [(1,)]
+
+
+def test_an_older_version_stores_nothing_twice(sink: PostgresSink, url: str) -> None:
+    # Given the statements with which a worker that does not know days stores a batch, on a connection from before
+    _store(sink, 0, 1)
+    with contextlib.closing(psycopg2.connect(url)) as old, old.cursor() as cursor:
+        # When it stores a new event / Then the id is noted
+        cursor.execute(_insert("by-an-older-one"))
+        old.commit()
+        assert ask(url, "SELECT 1 FROM event_ids WHERE event_id = 'by-an-older-one'") == [(1,)]
+        # When it stores a repeat, by COPY and then through its stage / Then it is refused as a server that fails
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            cursor.execute(_insert("event-000000"))
+        old.rollback()
+        cursor.execute("CREATE TEMPORARY TABLE event_stage AS SELECT * FROM log_events WITH NO DATA")
+        cursor.execute(f"INSERT INTO event_stage ({_COLUMNS}) VALUES ({_EVENT.format('event-000000')})")
+        with pytest.raises(psycopg2.errors.InvalidColumnReference, match="ON CONFLICT"):
+            cursor.execute(
+                f"INSERT INTO log_events ({_COLUMNS}) SELECT {_COLUMNS} FROM event_stage "
+                "ON CONFLICT (event_id) DO NOTHING"
+            )
+    assert stored_ids(url) == ["by-an-older-one", "event-000000"]
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+@pytest.mark.parametrize("way", ["straight", "one by one"])
+def test_two_sessions_that_store_one_id_at_once(sink: PostgresSink, url: str, ends: str, way: str) -> None:
+    # Given a session that has stored two events and has not committed
+    if way == "one by one":
+        fail_on_insert(url, "22023", when="NEW.event_id = 'event-000009'")
+    results: list[StoreResult] = []
+    values = [record(number) for number in (0, 1, 9 if way == "one by one" else 2)]
+    with contextlib.closing(PostgresSink(Settings(database_url=url))) as other:
+        other.session.count("BEGIN")
+        for number in (0, 1):
+            same = _insert(f"event-{number:06d}").replace(
+                "'c', 'INFO', 'm', 's'", f"'request-{number}', 'INFO', 'message {number}', 'tests'"
+            )
+            stamped = same.replace(
+                "now(), now(), 'other'", f"to_timestamp({1_700_000_000 + number / 1000}), now(), 'other'"
+            )
+            other.session.count(stamped)
+        # When a drain stores the same ids / Then it waits
+        drain = threading.Thread(
+            target=lambda: results.append(sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing)), daemon=True
+        )
+        drain.start()
+        _waits(url)
+        getattr(other.session, ends)()
+        drain.join(WAIT_SECONDS_MAX)
+    # And counts them as repeats if they were stored: none is a dead letter, and each is there once
+    [result] = results
+    refused = 1 if way == "one by one" else 0
+    stored = (0 if ends == "commit" else 2) + 1 - refused
+    assert result == StoreResult(stored=stored, repeated=2 if ends == "commit" else 0, dead_lettered=refused)
+    assert len(stored_ids(url)) == 3 - refused
+
+
+def test_an_id_with_other_content_is_found_in_an_earlier_day(sink: PostgresSink, url: str) -> None:
+    _store(sink, 0, 2)
+    _make_day(url, 2)
+    _age(url, 2, "event_id = 'event-000001'")
+    other = batch(2, [record(0, message="another"), record(1, message="another"), record(1)])
+    assert sink.store(LOG, 0, 2, other, before_commit=nothing) == StoreResult(repeated=1, conflicting=2)
+    assert PostgresDeadLetters(sink.session).count().conflicts == 2
+
+
+def test_an_id_outlives_its_event(retention: PostgresRetention, sink: PostgresSink, url: str) -> None:
+    # Given an event whose day was dropped
+    _store(sink, 0, 1)
+    gone = _make_day(url, DAYS + 1)
+    _age(url, DAYS + 1, "true")
+    assert retention.drop_day() == (gone, 1)
+    # When it comes again, also with other content / Then it is a repeat: there is nothing to compare it with
+    again = batch(1, [record(0), record(0, message="another"), record(1)])
+    assert sink.store(LOG, 0, 1, again, before_commit=nothing) == StoreResult(stored=1, repeated=2)
+    assert stored_ids(url) == ["event-000001"]
+
+
+# --- What must be there ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE log_events DISABLE TRIGGER log_events_ids",
+        "ALTER TABLE log_events ENABLE TRIGGER log_events_ids",  # not in a session that plays a replica
+        "DROP TRIGGER log_events_ids ON log_events",
+        "ALTER TABLE event_ids DROP CONSTRAINT event_ids_pkey",
+    ],
+)
+def test_a_table_that_does_not_note_ids_is_refused(owner: Settings, url: str, change: str) -> None:
+    ask(url, change)
+    with contextlib.closing(PostgresSink(owner)) as sink:
+        with pytest.raises(
+            SinkMisconfiguredError, match="log_events_ids is missing or not ENABLE ALWAYS, or event_ids"
+        ):
+            sink.probe()
+        if "event_ids_pkey" in change:
+            ask(url, "ALTER TABLE event_ids ADD PRIMARY KEY (event_id)")
+        else:  # what was stored meanwhile is noted too
+            ask(url, _insert("unnoted"))
+            said = PostgresSchema(owner).partition_by_day()
+            noted = 1 if "ENABLE TRIGGER" not in change else 0
+            assert said == [f"log_events is by day: noted {noted} ids that were missing in event_ids"]
+        sink.probe()
+    assert PostgresSchema(owner).partition_by_day() == []
+
+
+def test_ids_that_are_lost_are_reported_and_noted_again(
+    owner: Settings, retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    # Given a table of ids that somebody has emptied
+    _store(sink, 0, 3)
+    days = retention.facts().days
+    assert days is not None
+    assert days.unnoted_id is None
+    ask(url, "TRUNCATE event_ids")
+    # Then an event of this day is still stored once: its partition has an index of its own
+    assert sink.store(LOG, 0, 3, batch(3, [record(1)]), before_commit=nothing) == StoreResult(repeated=1)
+    # And it is reported, and made good
+    days = retention.facts().days
+    assert days is not None
+    assert days.unnoted_id == "event-000002"
+    assert PostgresSchema(owner).partition_by_day() == [
+        "log_events is by day: noted 3 ids that were missing in event_ids"
+    ]
+    assert ask(url, "SELECT count(*) FROM event_ids") == [(3,)]
+
+
+# --- Days -----------------------------------------------------------------------------------------------------------
+
+
+def test_days_are_made_ahead_as_the_table_is(owner: Settings, retention: PostgresRetention, url: str) -> None:
+    # Given a table whose owner has added a column and an index, and whose days ahead are gone
+    ask(url, "ALTER TABLE log_events ADD COLUMN tenant text NOT NULL DEFAULT 'x'")
+    ask(url, "CREATE INDEX log_events_tenant ON log_events (tenant)")
+    ask(url, "ALTER TABLE log_events_default SET (fillfactor = 90)")
+    days = [name for name in _leaves(url) if name != "log_events_default"]
+    assert len(days) == 8
+    for name in days[1:]:
+        ask(url, f"DROP TABLE {name}")
+    facts = retention.facts().days
+    assert facts is not None
+    assert (facts.has_today, facts.days_ahead) == (True, 0)
+    # When they are made again / Then they have all of it
+    assert retention.make_days() == 7
+    assert retention.make_days() == 0
+    assert [name for name in _leaves(url) if name != "log_events_default"] == days
+    indexed = "SELECT count(*) FROM pg_index WHERE indrelid = '{}'::regclass AND indisvalid"
+    assert ask(url, indexed.format(days[-1])) == ask(url, indexed.format(days[0])) == [(4,)]
+    assert ask(url, f"SELECT 1 FROM pg_class WHERE relname = '{days[-1]}' AND 'fillfactor=90' = ANY (reloptions)")
+
+
+def test_a_clock_that_jumps_to_a_day_without_a_partition_loses_nothing(
+    owner: Settings, retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    # Given events at times of no day, as if nobody had made partitions for long
+    ask(url, "ALTER TABLE log_events ALTER stored_at SET DEFAULT now() + interval '40 days'")
+    _store(sink, 0, 3)
+    assert sink.store(LOG, 0, 3, batch(3, [record(1), record(3)]), before_commit=nothing) == StoreResult(1, 1)
+    # Then they are in the default partition, each once, and it is reported
+    assert ask(url, "SELECT count(*) FROM log_events_default") == [(4,)]
+    days = retention.facts().days
+    assert days is not None
+    assert days.has_default_rows
+    # And they expire row by row
+    _age(url, 40 + DAYS + 1, "true")
+    assert retention.delete_events(rows_max=3, since=None)[0] == 3
+    assert retention.delete_events(rows_max=3, since=None)[0] == 1
+
+
+def test_only_days_that_expired_as_a_whole_are_dropped(
+    retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    young, old, older = (_make_day(url, DAYS + days) for days in (0, 1, 2))
+    _store(sink, 0, 3)
+    for number, days in enumerate((DAYS, DAYS + 1, DAYS + 2)):
+        _age(url, days, f"log_offset = {number}")
+    assert retention.delete_events(rows_max=10, since=None)[0] == 0
+    facts = retention.facts()
+    assert facts.oldest_seconds is not None
+    assert facts.oldest_seconds > (DAYS + 1) * 86_400
+    assert [retention.drop_day(), retention.drop_day(), retention.drop_day()] == [(older, 1), (old, 1), None]
+    assert young in _leaves(url)
+    assert stored_ids(url) == ["event-000000"]
+
+
+def test_a_day_that_is_read_is_not_dropped_and_nobody_waits_for_it(
+    retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    gone = _make_day(url, DAYS + 1)
+    with contextlib.closing(psycopg2.connect(url)) as reader, reader.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM log_events")
+        with pytest.raises(SinkUnavailableError, match="lock"):
+            retention.drop_day()
+        _store(sink, 0, 2)  # while the reader goes on
+        reader.rollback()
+    assert retention.drop_day() == (gone, 0)
+
+
+def test_ids_expire_after_their_events_only(owner: Settings, sink: PostgresSink, url: str) -> None:
+    # Given ids of three ages, the oldest one of an event that is still there
+    said = PostgresSchema(owner).set_retention(event_days=DAYS, letter_days=None, id_days=2 * DAYS)
+    assert said == [
+        "events are kept for 30 days, dead letters for ever, ids for 60 days", "made the index event_ids_stored_at",
+    ]  # fmt: skip
+    retention = PostgresRetention(sink.session)
+    _store(sink, 0, 1)
+    kept = _make_day(url, 2 * DAYS + 1)
+    _age(url, 2 * DAYS + 1, "true")
+    for days in (2 * DAYS - 1, 2 * DAYS + 2, 2 * DAYS + 3):
+        ask(url, f"INSERT INTO event_ids VALUES ('{days}', now() - interval '{days} days')")
+    # Then that one stays until its event is gone
+    deleted, reached = retention.delete_ids(rows_max=1, since=None)
+    assert deleted == 1
+    assert retention.delete_ids(rows_max=9, since=reached)[0] == 1
+    assert ask(url, "SELECT event_id FROM event_ids ORDER BY 1") == [(str(2 * DAYS - 1),), ("event-000000",)]
+    assert retention.drop_day() == (kept, 1)
+    assert retention.delete_ids(rows_max=9, since=None)[0] == 1
+
+
+# --- Rights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def user_url(owner: Settings) -> Iterator[str]:
+    """The URL of a user with the rights that `migrate` grants."""
+    role = f"r{os.urandom(6).hex()}"
+    made = owner.database_url.replace("//sluice@", f"//{role}:x@")
+    PostgresSchema(owner).give_rights(made)
+    yield made
+    ask(owner.database_url, f"DROP OWNED BY {role}")
+    ask(owner.database_url, f"DROP ROLE {role}")
+
+
+def test_sluices_user_stores_and_lets_days_go_and_nothing_else(
+    owner: Settings, retention: PostgresRetention, user_url: str, url: str
+) -> None:
+    gone = _make_day(url, DAYS + 1)
+    [today] = [
+        name for (name,) in ask(url, "SELECT leaf::text FROM day_bounds() WHERE begins <= now() AND ends > now()")
+    ]
+    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as used:
+        _store(used, 0, 2)
+        again = batch(2, [record(0), record(1, message="another"), b"broken"])
+        expected = StoreResult(repeated=1, conflicting=1, dead_lettered=1)
+        assert used.store(LOG, 0, 2, again, before_commit=nothing) == expected
+        assert PostgresDeadLetters(used.session).replay(limit=9).conflicting == 1
+        mine = PostgresRetention(used.session)
+        assert mine.facts().may_delete
+        assert mine.drop_day() == (gone, 0)
+        ask(url, f"DROP TABLE {[name for name in _leaves(url) if name != 'log_events_default'][-1]}")
+        assert mine.make_days() == 1
+        assert mine.delete_ids(rows_max=9, since=None)[0] == 0
+    for statement in (
+        "INSERT INTO event_ids VALUES ('x')",
+        "DELETE FROM event_ids",
+        f"INSERT INTO {today} SELECT * FROM {today}",
+        f"DROP TABLE {today}",
+        "CREATE TRIGGER mine AFTER INSERT ON probes FOR EACH STATEMENT EXECUTE FUNCTION note_event_ids()",
+    ):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            ask(user_url, statement)
+
+
+def test_the_trigger_runs_nothing_that_another_user_made(sink: PostgresSink, user_url: str, url: str) -> None:
+    # Given a user who hides the table of ids, and makes an operator that fits better than PostgreSQL's own
+    with contextlib.closing(psycopg2.connect(user_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE event_ids (event_id text, stored_at timestamptz)")
+        cursor.execute("CREATE TEMPORARY TABLE new_events (event_id text, stored_at timestamptz)")
+        cursor.execute(_insert("hidden"))
+        connection.commit()
+    assert ask(url, "SELECT event_id FROM event_ids") == [("hidden",)]
