@@ -192,7 +192,7 @@ def _protocols(known: HealthInputs) -> Iterator[str]:
         for name, one in known.traffic.protocols.items():
             rejected = f", rejected {one.rejected:,.0f}" if one.rejected else ""
             offered = _number(one.accepted + one.refused, "events/s")
-            yield f"  {name.value:<11}{offered}, refused {one.refused:,.0f}{rejected}"
+            yield f"  {name.value:<10} {offered}, refused {one.refused:,.0f}{rejected}"
 
 
 def _refused(status: SystemStatus, width: int) -> Iterator[str]:

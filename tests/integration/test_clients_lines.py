@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from logstash_async.transport import HttpTransport
 from logtail import LogtailHandler
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.processes import ROOT
 from checks.testbed.waiting import RUN_SECONDS_MAX
 from checks.testbed.wire import post
 from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
@@ -61,6 +63,19 @@ def test_the_handler_of_pythons_logging(edge: RunningIngest) -> None:
     assert (record.message, record.severity, record.source) == ("paid %s", "WARN", "app.orders")
     assert record.attributes is not None
     assert (record.attributes["user_id"], record.attributes["args"]) == ("42", "(3,)")
+
+
+def test_the_handler_of_pythons_logging_sends_whole_messages(edge: RunningIngest) -> None:
+    # Given the line of docs/protocols.md
+    row = next(line for line in (ROOT / "docs" / "protocols.md").read_text().splitlines() if "HTTPHandler(" in line)
+    setting = re.search(r"`handler\.(mapLogRecord = [^`]+)`", row)
+    assert setting is not None
+    program = PROGRAM.replace("logger.warning", f"logger.handlers[0].{setting[1]}\nlogger.warning")
+    # When a program logs a message with an argument
+    subprocess.run([sys.executable, "-c", program, f"127.0.0.1:{edge.port}"], check=True, timeout=RUN_SECONDS_MAX)
+    # Then the event has the whole message
+    [record] = edge.records()
+    assert record.message == "paid 3"
 
 
 COUNT = 60

@@ -40,7 +40,7 @@ def last_command(example: str) -> list[str]:
     """The last command of an example's README, as words, for this Python."""
     [block] = re.findall(r"^```\n(.*?)^```$", (EXAMPLES / example / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     words = shlex.split(block.strip().splitlines()[-1].rpartition(" && ")[2])
-    assert words[0] == "python"
+    assert words[0] == f".local/{example}/bin/python"
     return [sys.executable, *words[1:]]
 
 

@@ -30,6 +30,9 @@ def test_an_example_has_two_commands_about_files_that_are_there(example: str) ->
     assert len(commands) == 2
     for path in re.findall(r"(?:examples|clients)/[\w./-]+", " ".join(commands)):
         assert (ROOT / path).exists(), path
+    # And no command installs into the system's Python, which Debian's pip refuses
+    for command in commands:
+        assert "pip install" not in command or f" .local/{example}/bin/pip install" in command
     assert f"({example}/README.md)" in (EXAMPLES / "README.md").read_text()
 
 

@@ -65,12 +65,14 @@ def test_protocols_are_shown_if_others_are_used() -> None:
     protocols = {
         ProtocolName.EVENTS: ProtocolTraffic(40.0, 10.0, 0.0),
         ProtocolName.OTLP: ProtocolTraffic(1200.0, 0.0, 2.5),
+        ProtocolName.ELASTICSEARCH: ProtocolTraffic(3.0, 0.0, 0.0),
     }
     traffic = Traffic(50.0, 400.0, 0.5, 0.0, protocols=protocols)
     lines = screen(replace(HEALTHY, traffic=traffic)).splitlines()
-    assert [line for line in lines if line.startswith(("  events", "  otlp"))] == [
+    assert [line for line in lines if line.startswith(("  events", "  otlp", "  elastic"))] == [
         "  events     50 events/s, refused 10",
         "  otlp       1,200 events/s, refused 0, rejected 2",
+        "  elasticsearch 3 events/s, refused 0",
     ]
     document = inputs_document(replace(HEALTHY, traffic=traffic), judge(HEALTHY))
     assert document["protocols"]["otlp"] == {"accepted": 1200.0, "refused": 0.0, "rejected": 2.5}
