@@ -87,12 +87,19 @@ class _PartitionReader:
 class KafkaLog:
     """EventLog on Kafka ≥ 2.8."""
 
-    def __init__(self, settings: Settings, lowest_offsets: LowestOffsetsSource, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lowest_offsets: LowestOffsetsSource,
+        clock: Clock | None = None,
+        security: KafkaSecurity | None = None,
+    ) -> None:
+        """`security`: that of the settings, if another client with its access token exists. Raises SettingsError."""
         self._settings = settings
         self._topic = settings.log_topic
         self._clock = clock or SystemClock()
         self._bootstrap = parse_bootstrap(settings.event_log_url)
-        self._security = KafkaSecurity.of(settings, self._clock)
+        self._security = security or KafkaSecurity.of(settings, self._clock)
         self._wire = self._new_wire(CALL_SECONDS_MAX)
         append_wire = self._new_wire(min(CALL_SECONDS_MAX, settings.append_seconds_max))  # may run beside other calls
         self._writer = KafkaWriter(settings, append_wire, self._new_producer, lowest_offsets, self._clock)

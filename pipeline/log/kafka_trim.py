@@ -28,7 +28,8 @@ class KafkaTrimmer:
         self._clock = clock or SystemClock()
 
     def trim(self, log_id: str, expired: Sequence[ExpiredRecords]) -> TrimResult:
-        with contextlib.closing(KafkaLog(self._settings, self._lowest_offsets, self._clock)) as log:
+        security = KafkaSecurity.of(self._settings, self._clock)  # one for both clients: they use one access token
+        with contextlib.closing(KafkaLog(self._settings, self._lowest_offsets, self._clock, security)) as log:
             if log.identity().log_id != log_id:
                 raise LogUnavailableError("the event log (Kafka) is another one than the one that was stored")
             begins = {one.partition: one.begin for one in log.positions()}
@@ -45,7 +46,7 @@ class KafkaTrimmer:
             parse_bootstrap(self._settings.event_log_url),
             call_seconds_max=CALL_SECONDS_MAX,
             clock=self._clock,
-            security=KafkaSecurity.of(self._settings),
+            security=security,
         )
         with contextlib.closing(wire):
             facts = wire.topic(self._settings.log_topic)  # as late as possible: the request has the name alone
