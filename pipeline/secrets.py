@@ -7,11 +7,12 @@ hides them at any position: libraries quote parts of a URL that they can't parse
 hidden only by its position: otherwise many messages would be unreadable.
 """
 
+import json
 import re
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, quote_plus, unquote
 
 from pipeline.text import on_one_line
 
@@ -32,7 +33,7 @@ _ENCODE: Final = "in a user or password, write % as %25, @ as %40, : as %3A, / a
 
 # Shorter ones are hidden only by their position: as a word, they would also be hidden in many other messages.
 _KNOWN_CHARS_MIN: Final = 4
-_KNOWN_MAX: Final = 256  # a process has settings for a few passwords, each in up to four forms
+_KNOWN_MAX: Final = 512  # a process has settings for a dozen passwords, each in up to twenty forms
 _NAMES_MAX: Final = 4096
 _NUMBER_CHARS_MIN: Final = 6  # a shorter number may be a port, a count or a time
 # They are in many messages, and in commands to copy. Who guesses passwords tries them first: hiding them gains little.
@@ -129,9 +130,12 @@ def _passwords_of(rest: str) -> Iterator[str]:
 
 
 def _forms_of(password: str) -> Iterator[str]:
-    """A password as it is in a URL, decoded, and as messages quote it."""
-    decoded = unquote(password)
-    yield from (password, decoded, on_one_line(decoded), repr(decoded)[1:-1])
+    """A password as it is, decoded as one of a URL, and as Python, JSON and URLs write each of both."""
+    for text in dict.fromkeys((unquote(password), password)):
+        yield from (text, on_one_line(text), repr(text)[1:-1], ascii(text)[1:-1])
+        yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+        encoded = text.encode(errors="surrogateescape")
+        yield from (repr(encoded)[2:-1], quote(encoded), quote(encoded, safe=""), quote_plus(encoded))
 
 
 def _without_login(word: re.Match[str]) -> str:

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
 import subprocess
 import sys
 import time
+from urllib.parse import quote, quote_plus
 
 import psycopg2
 import pytest
@@ -70,6 +72,27 @@ def test_a_password_of_the_settings_is_hidden_wherever_it_is(name: str, value: s
     for form in forms:
         said = SinkUnavailableError(f'it says ("{form}") of {form}, and {form}')
         assert str(said) == 'it says ("***") of ***, and ***'
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "EVENT_LOG_URL", "KAFKA_PASSWORD", "OPERATOR_PASSWORD"])
+@pytest.mark.parametrize(
+    "password", ["hunter2:ä@/%? 1", "🙂'hunter2\"\\#&=+", "%01hunter2'/%41é", "日本語@hunter2", "100%hunter2/&"]
+)
+def test_an_odd_password_is_hidden_in_each_form_that_a_program_gives_it(name: str, password: str) -> None:
+    # Given a password with characters that URLs, JSON and Python write in another way
+    is_url = name.endswith("_URL")
+    value = f"{'postgresql' if name == 'DATABASE_URL' else 'redis'}://u:{quote(password, safe='')}@h/0"
+    with contextlib.suppress(SettingsError):
+        Settings.from_environ({name: value if is_url else password})
+    # Then it is in no message, in whichever form
+    forms = {
+        password, repr(password)[1:-1], ascii(password)[1:-1], repr(password.encode())[2:-1],
+        json.dumps(password)[1:-1], json.dumps(password, ensure_ascii=False)[1:-1],
+        quote(password), quote(password, safe=""), quote_plus(password),
+    }  # fmt: skip
+    assert len(forms) > 2
+    for form in forms:
+        assert hide_secrets(f'it says ("{form}") of it') == 'it says ("***") of it'
 
 
 @pytest.mark.parametrize("password", ["sluice", "db", "logs", "abc"])
