@@ -20,7 +20,7 @@ from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
 from stack.servers import free_port
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
-from support.health import BREAKER, HEALTHY, NOW
+from support.health import BREAKER, BY_HAND, HEALTHY, NOW, OVERRIDE
 from support.running_ingest import RunningIngest
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
@@ -173,11 +173,26 @@ def test_a_filter_finds_events_by_every_text(browser: Browser, edge: RunningInge
 
 def test_on_a_phone_the_events_begin_within_three_screens(browser: Browser, edge: RunningIngest) -> None:
     seen = Reading(browser, edge, **PHONE).show(NIGHT, EVENTS)
-    screens = seen.page.evaluate(
-        "(document.getElementById('events').getBoundingClientRect().top + scrollY) / innerHeight"
-    )
-    assert 0.5 < screens <= 3
+    assert 0.5 < seen.page.evaluate(EVENTS_AT) <= 3
     assert not seen.overflows()
+
+
+def test_on_a_phone_only_the_partitions_with_the_most_events_have_bars(browser: Browser, edge: RunningIngest) -> None:
+    # Given 64 partitions, the last ones with the largest lags
+    inputs = replace(NIGHT, lag_by_partition={partition: 100 * partition for partition in range(64)})
+    seen = Reading(browser, edge, **PHONE).show(inputs, EVENTS)
+    # Then eight of them are shown, and the events still begin within three screens
+    shown = [one.split()[0] for one in seen.page.locator("#lags li:visible").all_inner_texts()]
+    assert shown == [f"p{partition}" for partition in range(56, 64)]
+    assert seen.text("#lags-scale") == "A full bar is 10,000 events. These 8 of 64 partitions have the most events."
+    assert seen.page.evaluate(EVENTS_AT) <= 3
+    # And a wide page has them all
+    wide = Reading(browser, edge, **WIDE).show(inputs)
+    assert wide.page.locator("#lags li:visible").count() == 64
+    assert wide.text("#lags-scale") == "A full bar is 10,000 events."
+
+
+EVENTS_AT = "(document.getElementById('events').getBoundingClientRect().top + scrollY) / innerHeight"
 
 
 def test_every_line_of_a_chart_has_its_unit(browser: Browser, edge: RunningIngest) -> None:
@@ -254,14 +269,35 @@ def test_every_control_is_reached_with_the_tab_key(browser: Browser, edge: Runni
     assert shell.get_attribute("href") == "/runbooks#prepare-a-shell"
 
 
+STATES = {
+    "healthy": HEALTHY,
+    "night": NIGHT,
+    "at its limit": replace(HEALTHY, traffic=Traffic(1000.0, 1000.0, 0.5, 0.0)),
+    "degraded": replace(HEALTHY, mode=Mode.DEGRADED, lag=16_000, rate=600.0),
+    "paused": replace(HEALTHY, pauses=(BY_HAND,), mode=Mode.DEGRADED, lag=26_000, drain_rate=0.0),
+    "set by an operator": replace(HEALTHY, rate=50.0, override=OVERRIDE),
+    "without a control store": replace(
+        HEALTHY, store_problem="refused", breaker=BreakerState.UNKNOWN, pauses=None, mode=Mode.UNKNOWN
+    ),
+}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("inputs", [NIGHT, HEALTHY], ids=["night", "healthy"])
-def test_axe_finds_nothing(browser: Browser, edge: RunningIngest, scheme: str, inputs: HealthInputs) -> None:
-    seen = Reading(browser, edge, **{**WIDE, "color_scheme": scheme}).show(inputs, EVENTS, POINTS)
-    for summary in seen.page.locator("#more summary").all():
-        summary.click()
+def test_axe_finds_nothing_in_any_state(browser: Browser, edge: RunningIngest, scheme: str) -> None:
+    reading = Reading(browser, edge, **{**WIDE, "color_scheme": scheme})
+    found = {name: axe(reading.show(inputs, EVENTS, POINTS)) for name, inputs in STATES.items()}
+    # And when nothing comes any more
+    reading.seen.page.evaluate("performance.now = () => 1e9")
+    found["no data"] = axe(reading.show(STATES["without a control store"], EVENTS, POINTS))
+    assert reading.seen.text("#level") == "UNKNOWN"
+    assert {name: complaints for name, complaints in found.items() if complaints} == {}
+
+
+def axe(seen: Watched) -> list[tuple[str, list[str]]]:
+    """What axe-core complains about, with everything unfolded."""
+    seen.page.evaluate("document.querySelectorAll('#more details').forEach((one) => { one.open = true; })")
     found = Axe().run(seen.page).response["violations"]
-    assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
+    return [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found]
 
 
 def test_without_a_script_the_verdict_and_the_figures_are_there(browser: Browser, edge: RunningIngest) -> None:

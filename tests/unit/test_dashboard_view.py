@@ -1,20 +1,24 @@
 """What the page shows beside the charts, from memory."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ingest.dashboard
 from ingest.appender import LogStatus
 from ingest.dashboard.view import ViewSources, page_document
 from ingest.health import HealthSources
 from pipeline.errors import SettingsError
 from pipeline.follower import ControlSnapshot
 from pipeline.health.snapshot import Outlook
-from pipeline.names import BreakerState, Mode
+from pipeline.names import BreakerState, ControlEventKind, Mode, ProtocolName
 from pipeline.ports.control import ControlState, PublishedRate
 from pipeline.settings import Settings
 
+ASSETS = Path(ingest.dashboard.__file__).parent / "assets"
 NOW = 1_700_000_000.0
 RATE = PublishedRate(
     version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=NOW, lag_known_at=NOW
@@ -72,3 +76,13 @@ def test_the_links_of_the_settings_are_in_the_page() -> None:
 def test_a_link_that_is_no_address_of_the_web_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="PAGE_URLS"):
         Settings.from_environ({"PAGE_URLS": text})
+
+
+@pytest.mark.parametrize(("table", "vocabulary"), [("KINDS", ControlEventKind), ("PROTOCOLS", ProtocolName)])
+def test_the_page_has_a_sign_or_a_name_for_each_word(
+    table: str, vocabulary: "type[ControlEventKind | ProtocolName]"
+) -> None:
+    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    found = re.search(rf"const {table} = {{(.*?)}};", script, re.DOTALL)
+    assert found is not None
+    assert set(re.findall(r"(\w+): [\[\"]", found[1])) == {one.value for one in vocabulary} - {"unknown"}

@@ -5,6 +5,7 @@ const live = (() => {
   const LATE_SECONDS = 5; // without new data, after which the state of the system is unknown
   const LONGER_SECONDS_MAX = 10; // for longer charts
   const RETRY_SECONDS = 2; // after the server has rejected the stream
+  const NARROW_BARS_MAX = 8; // partitions with a bar on a phone: those with the most events
   const byId = (id) => document.getElementById(id);
   // The server wrote the first state into the page. `heardAt` is on the browser's monotonic clock: its wall clock may be changed.
   const page = { source: null, heardAt: performance.now(), newsOf: null, status: null, said: "", answer: null, more: [], events: [] };
@@ -25,6 +26,8 @@ const live = (() => {
     key_revoked: ["◆", ""],
     account_limit_set: ["◆", ""],
     account_limit_ended: ["◆", ""],
+    gap_skipped: ["▲", "warn"],
+    poison_accepted: ["▲", "warn"],
     dead_letters_replayed: ["↺", ""],
     drainer_terminated: ["■", "bad"],
     began_late: ["▲", "warn"],
@@ -230,9 +233,12 @@ const live = (() => {
     const empty = waits ? "none while consumption is paused" : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
     const most = format.ceiling(Math.max(0, ...lags), 100);
-    byId("lags-scale").textContent = lags.length ? `A full bar is ${number(most)} events.` : "";
+    const isCut = lags.length > NARROW_BARS_MAX;
+    const largest = new Set(lags.map((value, partition) => [value, partition]).sort((a, b) => b[0] - a[0]).slice(0, NARROW_BARS_MAX).map((one) => one[1]));
+    const cut = element("span", `These ${NARROW_BARS_MAX} of ${lags.length} partitions have the most events.`, "narrow");
+    byId("lags-scale").replaceChildren(...(lags.length ? [`A full bar is ${number(most)} events.`] : []), ...(isCut ? [" ", cut] : []));
     byId("lags").replaceChildren(...lags.map((value, partition) => {
-      const item = element("li");
+      const item = element("li", undefined, largest.has(partition) ? "" : "wide");
       const track = element("span", undefined, "bar");
       track.append(element("i"));
       track.firstChild.style.width = `${(100 * value) / most}%`;
