@@ -1,0 +1,149 @@
+"""The figures of the documentation are those of the last measurements: checks/bench/measured has their JSON."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MEASURED = ROOT / "checks" / "bench" / "measured"
+
+
+class Measured:
+    """One measurement: its mark, the beginning of its name, and the files that have its rounds."""
+
+    def __init__(self, mark: str, what: str, *files: str) -> None:
+        self._rounds: list[float] = []
+        for name in files:
+            lines = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))["lines"]
+            [line] = [one for one in lines if one["mark"] == mark and one["what"].startswith(what)]
+            assert line["problem"] is None
+            self._rounds += line["rounds"]
+
+    def middle(self, digits: int = 2) -> str:
+        return f"{median(self._rounds):.{digits}f}"
+
+    def spread(self, digits: int = 2) -> str:
+        return f"{min(self._rounds):.{digits}f} to {max(self._rounds):.{digits}f}"
+
+
+def goodput(file: str, state: str) -> str:
+    """At 2, 5 and 10 times the sink's capacity."""
+    whats = (f"goodput at {times} x what the sink takes: drain_time, {state}" for times in (2, 5, 10))
+    return ", ".join(Measured("M5", what, file).middle() for what in whats)
+
+
+REDIS, KAFKA = "drain-time-redis", "drain-time-kafka"
+SETTLES, SETTLES_ON_KAFKA = (Measured("M6", "step to 2 x: until", file) for file in (REDIS, KAFKA))
+OVER, OVER_ON_KAFKA = (Measured("M6", "… highest lag", file) for file in (REDIS, KAFKA))
+SWINGS, SWINGS_ON_KAFKA = (Measured("M6", "… times that it left", file) for file in (REDIS, KAFKA))
+P99, P99_ON_KAFKA = (Measured("M6", "… p99", file) for file in (REDIS, KAFKA))
+STEPS, STEPS_ON_KAFKA = (Measured("M9", "a sink of 1,500, 600, 3,000", file) for file in (REDIS, KAFKA))
+OLDEST, OLDEST_ON_KAFKA = (Measured("M9", "… age of the oldest", file) for file in (REDIS, KAFKA))
+FROZEN, REPAIRED = (Measured("M10", what, REDIS, "frozen-redis") for what in ("… stored /", "PostgreSQL frozen"))
+FROZEN_ON_KAFKA, REPAIRED_ON_KAFKA = (Measured("M10", what, KAFKA) for what in ("… stored /", "PostgreSQL frozen"))
+EDGE = tuple(f"edge-redis-{number}" for number in (1, 2, 3))
+BARE = Measured("M1", "single-event 202s", *EDGE)
+GROUP_COMMIT = Measured("M1", "… / FastAPI with our", *EDGE)
+ONE_APPEND = Measured("M1", "… / FastAPI with an", *EDGE)
+DECODES, DECODES_PROTOBUF = (
+    Measured("M14", f"records a CPU-second, OTLP/{kind}: ingest / Collector", "collector-redis")
+    for kind in ("JSON", "protobuf")
+)
+
+# By the mark and the text of a row: what its cells of medians and of spreads say. "…": what an earlier run measured.
+OF_RATIOS: Final = {
+    ("M1", "/ bare Sanic"): (BARE.middle(), BARE.spread()),
+    ("M1", "with our group commit"): (GROUP_COMMIT.middle(1), GROUP_COMMIT.spread(1)),
+    ("M1", "with one append per request"): (ONE_APPEND.middle(0), ONE_APPEND.spread(0)),
+    ("M5", "`drain_time`, settled"): (goodput(REDIS, "settled"), ""),
+    ("M5", "`drain_time`, cold"): (goodput(REDIS, "cold"), ""),
+    ("M5", "`drain_time` on Kafka"): (f"{goodput(KAFKA, 'settled')}; {goodput(KAFKA, 'cold')}", ""),
+    ("M6", "… `drain_time`, five runs"): (f"{SETTLES.middle(0)} s", SETTLES.spread(0)),
+    ("M6", "… `drain_time` on Kafka"): (f"{SETTLES_ON_KAFKA.middle(0)} s", SETTLES_ON_KAFKA.spread(0)),
+    ("M6", "highest lag"): (
+        f"…; {OVER.middle()}; {OVER_ON_KAFKA.middle()}",
+        f"{OVER.spread()}; {OVER_ON_KAFKA.spread()}",
+    ),
+    ("M6", "swings"): (f"…; {SWINGS.middle(0)}; {SWINGS_ON_KAFKA.middle(0)}", SWINGS.spread(0)),
+    ("M6", "p99"): (f"…; {P99.middle(0)}; {P99_ON_KAFKA.middle(0)} ms", ""),
+    ("M9", "a sink of 1,500"): (STEPS.middle(), ""),
+    ("M9", "… on Kafka"): (STEPS_ON_KAFKA.middle(), ""),
+    ("M9", "age of the oldest"): (f"{OLDEST.middle(1)} s; {OLDEST_ON_KAFKA.middle(1)} s", ""),
+    ("M10", "frozen"): (f"{FROZEN.middle()}; {FROZEN_ON_KAFKA.middle()}", FROZEN.spread()),
+    ("M10", "… until"): (f"{REPAIRED.middle(1)} s; {REPAIRED_ON_KAFKA.middle(0)} s", REPAIRED.spread(0)),
+    ("M14", "a Collector 0.165.0 that only decodes"): (
+        f"{DECODES.middle()}; {DECODES_PROTOBUF.middle(3)}",
+        f"{DECODES.spread()}; {DECODES_PROTOBUF.spread(3)}",
+    ),
+}
+
+# By the text of a row of the shorter table: where the longer one has each of its figures (mark, text, which number).
+OF_COSTS: Final = {
+    "bare Sanic handler": [("M1", "bare Sanic", 0)],
+    "FastAPI with the same group commit": [("M1", "our group commit", 0)],
+    "the event log's standard client": [("M2", "standard client", 0)],
+    "one Redis script per request": [("M3", "one Redis script", 0)],
+    "| ns": [("M3", "one decision on leases", 0)],
+    "a 202, bodies of 100": [("M4", "a 202, bodies of 100", 0), ("M4", "a 202, single events", 0)],
+    "the same record in own JSON": [
+        *(("M11", text, 0) for text in ("OTLP, JSON", "OTLP, protobuf", "bulk", "Loki, JSON; protobuf")),
+        ("M11", "Loki, JSON; protobuf", 1),
+    ],
+    "the slower of plain COPY": [("M7", "rows/s of a drain", 0), ("M8", "1 million", 0), ("M8", "5 million", 0)],
+    "default bands": [("M5", "default bands", 1)],
+    "`RATE_POLICY=drain_time`": [
+        ("M5", "`drain_time`, settled", 1),
+        ("M5", "`drain_time`, cold", 1),
+        ("M5", "on Kafka", 1),
+        ("M5", "on Kafka", 4),
+    ],
+}
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of each row of the tables of a page. A row without a mark has that of the row above."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    for above, row in pairwise(found):
+        row[0] = row[0] or above[0]
+    return found
+
+
+def row_of_ratios(mark: str, text: str) -> list[str]:
+    """The first row of the table of ratios with this mark and text."""
+    return next(row for row in rows("adr/bench.md") if row[0] == mark and text in row[1])
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d[\d,]*(?:\.\d+)?", text)
+
+
+@pytest.mark.parametrize(("mark", "text"), OF_RATIOS)
+def test_the_table_of_ratios_has_what_was_measured(mark: str, text: str) -> None:
+    _, _, shown, spread, *_ = row_of_ratios(mark, text)
+    medians, spreads = OF_RATIOS[mark, text]
+    assert re.fullmatch(re.escape(medians).replace("…", r"[\d.; ]+?"), shown), f"{shown!r} is not {medians!r}"
+    assert spread.startswith(spreads)
+
+
+@pytest.mark.parametrize("text", OF_COSTS)
+def test_the_table_of_costs_is_the_table_of_ratios_in_brief(text: str) -> None:
+    cells = next(row for row in rows("behaviour.md") if text in f"{row[0]} | {row[1]} | {row[2].partition(' ')[2]}")
+    shown = numbers(re.sub(r"1 : |with (one|five) million", "", cells[2]))
+    wanted = [numbers(row_of_ratios(mark, other)[2])[place] for mark, other, place in OF_COSTS[text]]
+    assert len(shown) == len(wanted)
+    for one, other in zip(shown, wanted, strict=True):
+        digits = len(one.partition(".")[2])  # it may have fewer
+        assert float(one.replace(",", "")) == pytest.approx(float(other.replace(",", "")), abs=0.501 * 10**-digits)
+
+
+def test_the_front_page_says_what_a_refusal_costs() -> None:
+    share = float(numbers(row_of_ratios("M4", "a 202, bodies of 100")[2])[0])
+    assert 1 / share == pytest.approx(20, abs=2)
+    said = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "refusing a body of 100 events costs a twentieth of accepting it" in said
