@@ -11,7 +11,7 @@ import pybreaker
 from pipeline.clock import Clock
 from pipeline.errors import BreakerOpenError, SinkUnavailableError, StoreUnavailableError, in_brief
 from pipeline.names import PauseReason
-from pipeline.ports.control import ControlState, ControlStore
+from pipeline.ports.control import ControlState, ControlStore, PauseState
 from pipeline.settings import Settings
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class SinkBreaker:
             self._count_success(epoch)
         return result
 
-    def reconcile(self, state: ControlState | None) -> None:
+    def reconcile(self, state: ControlState | PauseState | None) -> None:
         """Compare with the shared state that was just read (None if the read failed).
 
         Publishes the opening until it is stored, also after a flush. Closes when the reason was lifted.

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
@@ -12,7 +12,7 @@ from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.loops import Loop, Loops
 from pipeline.names import AlarmCode, LoopName
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Trouble, Troubles
+from pipeline.ports.control import ControlEvents, ControlState, Trouble, Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,13 @@ class ControlSnapshot:
         return None if self.published_at is None else max(0.0, now - self.published_at)
 
 
+class StateReader(Protocol):
+    """The part of ControlStore that a follower uses."""
+
+    def state(self) -> ControlState:
+        """The state, or what of it this process needs. Raises StoreUnavailableError."""
+
+
 class ControlFollower:
     """Reads the state after every control event, on its own thread.
 
@@ -47,7 +54,7 @@ class ControlFollower:
 
     def __init__(
         self,
-        store: ControlStore,
+        store: StateReader,
         events: ControlEvents,
         clock: Clock,
         on_state: Callable[[ControlState], None],

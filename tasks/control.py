@@ -181,7 +181,7 @@ def send_hints(self: Any) -> str | None:
 
 def tick_hints(app: Celery, context: WorkerContext) -> str:
     """One tick of the fallback; returns what it did, for Flower. Raises StoreUnavailableError, LogUnavailableError."""
-    pauses = context.control_store.state().pauses
+    pauses = context.control_store.pause_state().pauses
     if pauses is None:  # counts as paused
         return "PAUSED: the pauses are unknown"
     held = ", ".join(pause_text(pause.name, pause.partition) for pause in pauses)
@@ -208,7 +208,7 @@ def tick_hints(app: Celery, context: WorkerContext) -> str:
 def measure(self: Any) -> None:
     """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing."""
     context = context_of(self.app.sluice_settings)
-    if context.control_store.state().breaker is not BreakerState.CLOSED:
+    if context.control_store.pause_state().breaker is not BreakerState.CLOSED:
         return
     letters, database = context.dead_letters.count(), context.operators.database_facts()
     facts = {

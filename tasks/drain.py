@@ -133,7 +133,7 @@ class PausedCheck:
 
     def _ask(self) -> None:
         try:
-            state = self._context.control_store.state()
+            state = self._context.control_store.pause_state()
         except StoreUnavailableError:
             self._context.breaker.reconcile(None)
             return

@@ -25,6 +25,20 @@ _logger = logging.getLogger(__name__)
 _STOP_SECONDS = 0.0  # the thread only reads: the stop does not wait for it
 
 
+class _PausesOnly:
+    """Reads the pauses alone for the follower, since a worker needs nothing else of the state."""
+
+    def __init__(self, store: ControlStore) -> None:
+        self._store = store
+
+    def state(self) -> ControlState:
+        """The state without the rest, as it is before anything is published."""
+        known = self._store.pause_state()
+        return ControlState(
+            rate=None, pauses=known.pauses, breaker=known.breaker, time=known.time, generation=known.generation
+        )
+
+
 class PauseFollower:
     """Follows the control state; `paused` is the last known value, and True before the first one.
 
@@ -64,7 +78,7 @@ class PauseFollower:
 
     def _make_follower(self) -> ControlFollower:
         store, events, loop, reporter = self._context
-        return ControlFollower(store, events, SystemClock(), self._on_state, loop, reporter=reporter)
+        return ControlFollower(_PausesOnly(store), events, SystemClock(), self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:
         if state.pauses is None:  # unknown after a flush: the last known value counts

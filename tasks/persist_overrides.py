@@ -18,7 +18,7 @@ def persist_changes(context: WorkerContext) -> list[str]:
     closed. It reads PostgreSQL first and the control store after it, since a command changes the control store first:
     so a difference is a change that PostgreSQL has missed. Raises SinkUnavailableError, StoreUnavailableError.
     """
-    if context.control_store.state().breaker is not BreakerState.CLOSED:
+    if context.control_store.pause_state().breaker is not BreakerState.CLOSED:
         return []
     saved = context.operators.load()
     kept = {(pause.name, pause.partition) for pause in saved.pauses}

@@ -9,20 +9,35 @@ from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import BreakerState, Queue
-from pipeline.ports.control import ControlStore
+from pipeline.ports.control import ControlStore, PauseState
+from tasks.hints import Backlog
 
 _logger = logging.getLogger(__name__)
 
 PROBE: Final = "sluice.probe"  # does nothing while the breaker is closed
+HINTS: Final = "sluice.send_hints"  # does nothing while each partition has a drain
+# A tick of hints comes at least this often. It comes in each of its periods while records wait, and after each change
+# of the pauses, since drains end with a pause. So a record that finds no drain waits for one period, as ever.
+HINTS_SECONDS_MAX: Final = 5.0
 TICKS_WAITING_MAX: Final = 20  # about ten seconds of ticks, which run within one second
+
+_SAME_MOMENT_SECONDS: Final = 0.2  # ticks that are due together need the pauses once
+
+
+def _pauses_of(state: PauseState | None) -> object:
+    """What changes with each change of the pauses; None if they are unknown."""
+    if state is None or state.pauses is None:
+        return None
+    return [(pause.name, pause.partition, pause.generation) for pause in state.pauses]
 
 
 class TickScheduler(Scheduler):
     """Ticks on the monotonic clock, and stores nothing between two runs of Beat.
 
     A tick has no expiry, since that would be compared with another host's clock. Instead, no tick is sent while many
-    wait in its queue: no worker takes them then. And no probe is sent while the breaker is closed: a look at the
-    state is one call, and a task without work a dozen.
+    wait in its queue: no worker takes them then. And none is sent that would do nothing: no probe while the breaker is
+    closed, and few ticks of hints while the event log holds nothing to store. A look is one call, and a task without
+    work a dozen.
     """
 
     def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
@@ -31,6 +46,9 @@ class TickScheduler(Scheduler):
         self._is_full: set[Queue] = set()  # queues for which this was logged
         self._queues = wiring.make_queues(app.sluice_settings)
         self._store: ControlStore = wiring.make_control_store(app.sluice_settings)
+        self._backlog = Backlog(wiring.make_log(app.sluice_settings), self._clock)
+        self._state: tuple[float, PauseState | None] | None = None  # when it was read; None in it: not available
+        self._hinted: tuple[float, object] | None = None  # when the last tick of hints was sent, and the pauses then
         super().__init__(app, *args, **options)
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -49,19 +67,36 @@ class TickScheduler(Scheduler):
         return max(0.0, wait)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
-        """Send an entry's task, unless its queue is full, or it is a probe and the breaker is closed."""
-        if entry.task == PROBE and self._is_closed():
+        """Send an entry's task, unless its queue is full, or it would have nothing to do."""
+        if (entry.task == PROBE and self._is_closed()) or (entry.task == HINTS and not self._is_hint_due()):
             return None
-        if self._has_room(Queue(entry.options["queue"])):
-            return super().apply_async(entry, producer=producer, advance=advance, **options)
-        return None
+        if not self._has_room(Queue(entry.options["queue"])):
+            return None
+        if entry.task == HINTS:
+            self._hinted = self._clock.monotonic(), _pauses_of(self._pause_state())
+        return super().apply_async(entry, producer=producer, advance=advance, **options)
+
+    def _pause_state(self) -> PauseState | None:
+        """The pauses, read once for all ticks of one moment; None if they are not available."""
+        now = self._clock.monotonic()
+        if self._state is None or now - self._state[0] >= _SAME_MOMENT_SECONDS:
+            try:
+                self._state = now, self._store.pause_state()
+            except StoreUnavailableError:
+                self._state = now, None
+        return self._state[1]
 
     def _is_closed(self) -> bool:
         """Whether the breaker is known to be closed."""
-        try:
-            return self._store.state().breaker is BreakerState.CLOSED
-        except StoreUnavailableError:
-            return False
+        state = self._pause_state()
+        return state is not None and state.breaker is BreakerState.CLOSED
+
+    def _is_hint_due(self) -> bool:
+        """Whether a partition may need a hint soon."""
+        now, state = self._clock.monotonic(), self._pause_state()
+        if self._hinted is None or state is None or now - self._hinted[0] >= HINTS_SECONDS_MAX:
+            return True
+        return _pauses_of(state) != self._hinted[1] or self._backlog.may_exist()
 
     def _has_room(self, queue: Queue) -> bool:
         try:

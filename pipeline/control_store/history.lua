@@ -8,11 +8,12 @@
 local names = {}
 for i = 6, #ARGV, 2 do
   names[#names + 1] = ARGV[i]
-  redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1])
+  if ARGV[i + 1] ~= '0' then redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 if ARGV[1] ~= '' then
   local totals = redis.call('HMGET', KEYS[1], unpack(names))
+  for i = 1, #names do totals[i] = totals[i] or '0' end
   local counts, levels = tonumber(ARGV[4]), tonumber(ARGV[5])
   local entry = { 'c', table.concat(totals, ' ', 1, counts), 's', ARGV[1] }
   if levels > 0 then

@@ -45,6 +45,7 @@ from pipeline.ports.control import (
     OperatorPause,
     Override,
     Pause,
+    PauseState,
     PublishedRate,
     Trouble,
 )
@@ -231,6 +232,10 @@ class MemoryControlStore(_Adapter):
                 keys_version=None if content.keys is None else content.keys.version,
                 bucket_ran_dry=content.ran_dry,
             )
+
+    def pause_state(self) -> PauseState:
+        state = self.state()
+        return PauseState(state.pauses, state.breaker, state.time, state.generation)
 
     def publish_rate(
         self,

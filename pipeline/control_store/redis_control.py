@@ -51,6 +51,7 @@ from pipeline.ports.control import (
     OperatorPause,
     Override,
     Pause,
+    PauseState,
     PublishedRate,
 )
 from pipeline.ports.rate import PolicyRecord
@@ -86,6 +87,7 @@ class RedisControlStore:
         self._scripts = ControlScripts(settings, self._connection, self._clock)
         keys = self._scripts.keys
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
+        self._pause_keys = self._state_keys[1:4]
         self._accounts_key = self._connection.key(KEY_ACCOUNTS)
         self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key]
         if reads_keys:
@@ -96,10 +98,8 @@ class RedisControlStore:
         rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts, *keys = (
             self._connection.run(load_script("state", LEASE_LIBRARY), self._state_keys, [])
         )
-        rate, reasons = _pairs(rate), _pairs(reasons)
-        time = int(server_time[0]) + int(server_time[1]) / 1e6
-        complete = reasons.pop(_RESTORED, None) is not None
-        pauses = tuple(sorted(_pauses(reasons), key=lambda pause: pause.generation))
+        rate, time = _pairs(rate), _seconds(server_time)
+        pauses, complete = _all_pauses(_pairs(reasons))
         published, floor_rate = _readable("rate", _rate_and_floor, rate) or (None, 0.0)
         held = _readable("override", lambda fields: self._override_now(fields, time), _pairs(override))
         if held is not None and held.until <= time:
@@ -118,6 +118,17 @@ class RedisControlStore:
             accounts=_account_limits(_pairs(accounts)),
             keys_version=keys[0] if keys else None,
             bucket_ran_dry=int(ran_dry or 0),
+        )
+
+    def pause_state(self) -> PauseState:
+        script = load_script("pause_state", LEASE_LIBRARY)
+        reasons, generation, probing, server_time = self._connection.run(script, self._pause_keys, [])
+        pauses, complete = _all_pauses(_pairs(reasons))
+        return PauseState(
+            pauses=pauses if complete else None,
+            breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
+            time=_seconds(server_time),
+            generation=int(generation or 0),
         )
 
     def publish_rate(
@@ -416,6 +427,17 @@ def _shares(text: str) -> Shares | None:
 
 def _text(number: int | None) -> str:
     return "" if number is None else str(number)
+
+
+def _seconds(server_time: list[str]) -> float:
+    """The response to TIME, in seconds since the epoch."""
+    return int(server_time[0]) + int(server_time[1]) / 1e6
+
+
+def _all_pauses(reasons: dict[str, str]) -> tuple[tuple[Pause, ...], bool]:
+    """The pauses, oldest first, and whether they are complete."""
+    complete = reasons.pop(_RESTORED, None) is not None
+    return tuple(sorted(_pauses(reasons), key=lambda pause: pause.generation)), complete
 
 
 def _pauses(reasons: dict[str, str]) -> Iterator[Pause]:

@@ -88,7 +88,7 @@ _FROM_WORKERS: Final = (f"/{{db}}.{_EVENTS}/*", f"/{{db}}.{_EVENTS}")
 USES: Final[tuple[Use, ...]] = (
     # --- REDIS_URL -------------------------------------------------------------------------------------------------
     _control(ALL, "each connection; the check at the start", _CONNECT),
-    _control(ALL, "the control state", scripts=("state lease_lib",), reads=_STATE),
+    _control(ALL, "the control state", scripts=("state lease_lib", "pause_state lease_lib"), reads=_STATE),
     _control([INGEST, WORKER], "the version of the API keys, with the control state", "HGET", reads=(names.KEY_KEYS,)),
     _control(ALL, "the latest control events", "XREVRANGE XREAD", reads=(names.KEY_EVENTS,)),
     _control(

@@ -8,7 +8,7 @@ return {
   redis.call('HGETALL', KEYS[2]),
   redis.call('GET', KEYS[3]),
   lease_holds(KEYS[4]) and 1 or 0,
-  redis.call('TIME'),
+  server_time,
   redis.call('HGETALL', KEYS[5]),
   redis.call('HGETALL', KEYS[6]),
   redis.call('HGET', KEYS[7], 'ran_dry'),

@@ -12,29 +12,39 @@
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 
-local is_fenced = redis.call('HGET', KEYS[3], 'incarnation') == ARGV[2]
+local count = #KEYS - 3
+local streams, end_fields, commit_fields = {}, { 'incarnation', 'lost_at', 'begun' }, {}
+for p = 0, count - 1 do
+  streams[#streams + 1] = KEYS[p + 4]
+  commit_fields[#commit_fields + 1] = tostring(p)
+  for _, kind in ipairs({ 'e', 'f', 'l' }) do end_fields[#end_fields + 1] = kind .. p end
+end
+local noted = redis.call('HMGET', KEYS[3], unpack(end_fields))
+local committed = redis.call('HMGET', KEYS[2], unpack(commit_fields))
+local has_all = redis.call('EXISTS', unpack(streams)) == count
 
-local lost_at = tonumber(redis.call('HGET', KEYS[3], 'lost_at') or '') or 0
-local has_lost = is_fenced and redis.call('HGET', KEYS[3], 'begun') == ARGV[2] and lost_at > 0
+local is_fenced = noted[1] == ARGV[2]
+local lost_at = tonumber(noted[2] or '') or 0
+local has_lost = is_fenced and noted[3] == ARGV[2] and lost_at > 0
 
 local answer = {}
-for p = 0, #KEYS - 4 do
+for p = 0, count - 1 do
   local key = KEYS[p + 4]
   local first, last = nil, 0
-  if redis.call('EXISTS', key) == 1 then
+  if has_all or redis.call('EXISTS', key) == 1 then
     local facts = redis.call('XINFO', 'STREAM', key)
     for i = 1, #facts, 2 do
       if facts[i] == 'last-generated-id' then last = tonumber(string.match(facts[i + 1], '%-(%d+)$')) end
       if facts[i] == 'first-entry' and facts[i + 1] then first = tonumber(string.match(facts[i + 1][1], '%-(%d+)$')) end
     end
   end
-  local noted = redis.call('HMGET', KEYS[3], 'e' .. p, 'f' .. p)
-  last = math.max(last, tonumber(noted[1] or 0))
+  local first_of = 4 + 3 * p  -- in `noted`: the fields of this partition
+  last = math.max(last, tonumber(noted[first_of] or 0))
   answer[#answer + 1] = first and first - 1 or last
   answer[#answer + 1] = last
-  answer[#answer + 1] = tonumber(redis.call('HGET', KEYS[2], tostring(p)) or '-1')
-  answer[#answer + 1] = is_fenced and math.max(last, tonumber(noted[2] or 0)) or -1
-  answer[#answer + 1] = has_lost and tonumber(redis.call('HGET', KEYS[3], 'l' .. p) or 0) or 0
+  answer[#answer + 1] = tonumber(committed[p + 1] or '-1')
+  answer[#answer + 1] = is_fenced and math.max(last, tonumber(noted[first_of + 1] or 0)) or -1
+  answer[#answer + 1] = has_lost and tonumber(noted[first_of + 2] or 0) or 0
 end
 answer[#answer + 1] = has_lost and lost_at or 0
 answer[#answer + 1] = tonumber(redis.call('TIME')[1]) - lost_at

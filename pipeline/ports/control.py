@@ -146,6 +146,16 @@ def paused(pauses: Iterable[Pause], partition: int | None = None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseState:
+    """The reasons to pause, read in one round trip; the fields are those of ControlState."""
+
+    pauses: tuple[Pause, ...] | None
+    breaker: BreakerState
+    time: float
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class ControlState:
     """The complete state of the control loop for a process, read in one round trip.
 
@@ -222,6 +232,9 @@ class ControlStore(Protocol):
 
     def state(self) -> ControlState:
         """Rate, pauses and breaker in one round trip."""
+
+    def pause_state(self) -> PauseState:
+        """Pauses and breaker alone, for callers that ask often: it costs a fraction of `state`."""
 
     def publish_rate(
         self,

@@ -60,6 +60,27 @@ def test_restoring_nothing_makes_the_reasons_known(rig: ControlRig) -> None:
     assert kinds(rig) == [ControlEventKind.STATE_RESTORED]
 
 
+def test_the_pauses_alone_are_those_of_the_state(rig: ControlRig) -> None:
+    def both() -> list[tuple[object, ...]]:
+        return [(one.pauses, one.breaker, one.generation) for one in (rig.store.state(), rig.store.pause_state())]
+
+    assert both() == [(None, BreakerState.UNKNOWN, 0)] * 2
+    # Also while a reason is known and the others are not
+    rig.store.pause(BREAKER, actor="drain", why="it fails")
+    whole, alone = both()
+    assert whole == alone
+    assert alone[:2] == (None, BreakerState.OPEN)
+    # When they are restored, one is for a partition, and a prober is at work
+    rig.store.restore([], actor="controller")
+    rig.store.pause(POISON, actor="drain", why="bad", partition=3)
+    assert rig.leases.take(LEASE_PROBE, seconds=60) is not None
+    whole, alone = both()
+    assert whole == alone
+    assert alone[1] is BreakerState.HALF_OPEN
+    before = rig.store.state().time
+    assert before <= rig.store.pause_state().time <= rig.store.state().time
+
+
 # --- Rate -----------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,31 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     return Rig(RedisHistory(settings), RedisHistory(settings), redis_rig(settings).flush)
 
 
+def test_counts_of_nothing_change_nothing_on_the_server(control_redis: Server) -> None:
+    # Given a process that has counted, and one that is idle
+    settings = control_settings(control_redis.url)
+    history = RedisHistory(settings)
+    history.add({"admitted": 3}, None)
+    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+
+        def added() -> int:
+            counted: dict[str, dict[str, int]] = client.info("commandstats")
+            return counted.get("cmdstat_hincrby", {}).get("calls", 0)
+
+        before = added()
+        # When the idle one writes its seconds, with all names of levels and protocols
+        names = (*COUNTS, *LEVEL_COUNTS, *PROTOCOL_COUNTS)
+        for _ in range(3):
+            RedisHistory(settings).add(dict.fromkeys(names, 0), {"lag": 0})
+        # Then no total was written, and the entries have them all
+        assert added() == before
+    entries = history.since("", entries_max=10)
+    assert [dict(zip(COUNTS, entry.counts, strict=True)) for entry in entries] == [
+        dict.fromkeys(COUNTS, 0) | {"admitted": 3}
+    ] * 3
+    assert all(entry.levels == (0,) * len(LEVEL_COUNTS) for entry in entries)
+
+
 def test_a_history_that_was_never_written_is_empty(rig: Rig) -> None:
     assert list(rig.history.since("", entries_max=10)) == []
 

@@ -112,7 +112,7 @@ def test_flower_under_load_and_after_its_broker_was_restarted(
         assert USER.encode() not in Path(f"/proc/{flower.process.pid}/cmdline").read_bytes()
         # Then both workers are there, and their tasks are counted by names that tell what they do
         wait_until(lambda: len(flower.workers()) == 2, "both workers")
-        wait_until(lambda: flower.count("sluice.drain") > 5 < flower.count("sluice.send_hints"), "tasks")
+        wait_until(lambda: flower.count("sluice.drain") > 5 and flower.count("sluice.send_hints"), "tasks")
         # And a drain that moved nothing says so, and a pause is seen, with its reason
         wait_until(lambda: "no work" in flower.results("sluice.drain"), "a drain of no work is named")
         store = wiring.make_control_store(system.settings)

@@ -105,6 +105,29 @@ def test_a_key_that_is_not_ours_is_said(rig: RedisRig) -> None:
     assert str(caught.value).count("the event log") == 1
 
 
+def test_the_positions_of_all_partitions_take_a_command_for_each_and_a_few_for_all(own_log_redis: Server) -> None:
+    # Given a log whose partitions all have records and commits
+    rig = redis_log_rig(own_log_redis, log_partitions=16)
+    log = rig.open()
+    recovered(lambda: log.append([(partition, b"a") for partition in range(16)]))
+    for partition in range(8):
+        log.commit(log.identity().log_id, partition, 1)
+    with rig.client() as client:
+
+        def calls() -> int:
+            found: dict[str, dict[str, int]] = client.info("commandstats")
+            return sum(one["calls"] for name, one in found.items() if name not in {"cmdstat_info", "cmdstat_config"})
+
+        expected = log.positions()
+        before = calls()
+        # When they are read
+        assert log.positions() == expected
+        # Then the hashes and the existence of the streams were read once for all
+        assert calls() - before <= 16 + 6
+    assert [(one.begin, one.end, one.committed) for one in expected] == [(1, 1, 1)] * 8 + [(0, 1, None)] * 8
+    rig.close()
+
+
 def test_ids_are_the_offsets_plus_one(rig: RedisRig) -> None:
     # Given three records in one append
     rig.open().append([(1, b"a"), (1, b"b"), (1, b"c")])

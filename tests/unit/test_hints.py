@@ -11,17 +11,21 @@ import pytest
 from celery.worker.request import Request
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
+from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock
-from pipeline.control_store.memory import MemoryControlStore, MemoryLeases, MemoryServer
+from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryLeases, MemoryServer
 from pipeline.log.memory import MemoryLog
-from pipeline.names import Mode, PauseReason, Queue
-from pipeline.ports.control import Leases, PublishedRate
+from pipeline.loops import Loop
+from pipeline.names import LoopName, Mode, PauseReason, Queue
+from pipeline.ports.control import ControlState, Leases, PauseState, PublishedRate
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
 from tasks import control
 from tasks.app import SluiceCelery, make_app
 from tasks.context import WorkerContext
+from tasks.drain import PausedCheck
 from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint, send_hint, send_net_hint
+from tasks.pause import PauseFollower
 from tasks.ticking import TickScheduler
 
 PARTITIONS = 4
@@ -214,6 +218,38 @@ def test_the_log_is_asked_for_its_partitions_from_time_to_time(monkeypatch: pyte
     log.server.add_partitions(1)
     clock.advance(11)
     assert context.known_log().partitions == 4
+
+
+def test_what_asks_each_second_reads_the_pauses_alone(rig: Rig) -> None:
+    # Given a control store that counts its reads
+    class Counted(MemoryControlStore):
+        whole = alone = 0
+
+        def state(self) -> ControlState:
+            self.whole += 1
+            return super().state()
+
+        def pause_state(self) -> PauseState:
+            self.whole, self.alone = self.whole - 1, self.alone + 1  # in memory, it is made from the state
+            return super().pause_state()
+
+    server = MemoryServer(rig.clock)
+    store = rig.context.control_store = Counted(rig.settings, server)
+    store.restore([], actor="test")
+    rig.context.clock, rig.context.breaker = rig.clock, SinkBreaker(rig.settings, store, rig.clock, "drain")
+    # When a drain, a tick of hints and a worker's follower ask, with a pause and without
+    is_paused = PausedCheck(rig.context)
+    follower = PauseFollower(store, MemoryControlEvents(rig.settings, server), Loop(LoopName.FOLLOWER, rig.clock))
+    for is_held in (False, True):
+        if is_held:
+            store.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+        rig.clock.advance(1)
+        assert is_paused(0) is is_held
+        assert (rig.tick() == []) is is_held
+        follower._follower._read()
+        assert follower.paused is is_held
+    # Then each read was of the pauses
+    assert (store.whole, store.alone) == (0, 6)
 
 
 def test_a_tick_says_what_it_did_and_why_nothing_runs(rig: Rig) -> None:

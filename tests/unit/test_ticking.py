@@ -7,15 +7,43 @@ import pytest
 from beat_schedule import beat_schedule
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryServer
-from pipeline.errors import StoreUnavailableError
+from pipeline.errors import LogUnavailableError, StoreUnavailableError
+from pipeline.log.memory import MemoryLog
 from pipeline.names import PauseReason
+from pipeline.ports.control import PauseState
+from pipeline.ports.log import LogIdentity, PartitionPosition
 from pipeline.settings import Settings
 from tasks.app import make_app
-from tasks.ticking import TICKS_WAITING_MAX, TickScheduler
+from tasks.hints import Backlog
+from tasks.ticking import HINTS, TICKS_WAITING_MAX, TickScheduler
+
+
+class CountedLog(MemoryLog):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def identity(self) -> LogIdentity:
+        self.asked += 1
+        return super().identity()
+
+    def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
+        self.asked += 1
+        return super().positions(log_id)
+
+
+class CountedStore(MemoryControlStore):
+    """Counts how often it is asked for the pauses."""
+
+    asked = 0
+
+    def pause_state(self) -> PauseState:
+        self.asked += 1
+        return super().pause_state()
 
 
 class Ticker(TickScheduler):
-    """Notes what it would send; its queues hold `waiting` messages."""
+    """Notes what it would send; its queues hold `waiting` messages, and its log has one record that is not stored."""
 
     producer: Any = None
 
@@ -24,7 +52,15 @@ class Ticker(TickScheduler):
         self.waiting = 0
         super().__init__(make_app(settings), clock=clock)
         self._queues.waiting = lambda queue: self.waiting  # type: ignore[method-assign]
-        self.memory = self._store = MemoryControlStore(settings, MemoryServer(clock))
+        self.memory = self._store = CountedStore(settings, MemoryServer(clock))
+        self.log = CountedLog(4)
+        self.log.append([(2, b"one")])
+        self._backlog = Backlog(self.log, clock)
+
+    def store(self) -> None:
+        """Commit all that the log holds."""
+        for position in self.log.positions():
+            self.log.commit(self.log.identity().log_id, position.partition, position.end)
 
     def send_task(self, name: str, *_: Any, **options: Any) -> None:
         assert "expires" not in options
@@ -100,8 +136,81 @@ def test_a_probe_is_sent_unless_the_breaker_is_known_to_be_closed(
     def fail() -> None:
         raise StoreUnavailableError("no answer")
 
-    monkeypatch.setattr(ticker.memory, "state", fail)
+    monkeypatch.setattr(ticker.memory, "pause_state", fail)
     assert run(ticker, clock, 10.0).count("sluice.probe") == 5
+
+
+def hints(ticker: Ticker, clock: ManualClock, seconds: float) -> int:
+    return run(ticker, clock, seconds).count(HINTS)
+
+
+def test_ticks_of_hints_are_rare_while_nothing_waits_in_the_log(ticker: Ticker, clock: ManualClock) -> None:
+    # Given a system that knows its pauses, and an event log of which all is stored
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    assert hints(ticker, clock, 1.0) == 1  # the first one: no drain runs yet
+    ticker.log.asked = ticker.memory.asked = 0
+    # Then one in five is sent, and a period costs one look at the pauses and one at the log
+    assert hints(ticker, clock, 60.0) == 12
+    assert ticker.memory.asked <= 61
+    assert ticker.log.asked <= 61 + 6  # the identity every ten seconds
+    # And when records wait, each is sent, however few they are, and from the first period on
+    ticker.log.append([(3, b"two")])
+    assert hints(ticker, clock, 1.0) == 1
+    assert hints(ticker, clock, 10.0) == 10
+    # And if it is unknown what of them is stored
+    ticker.log.server.partitions[3].committed = None
+    assert hints(ticker, clock, 10.0) == 10
+    ticker.store()
+    assert hints(ticker, clock, 10.0) <= 3
+
+
+def test_a_change_of_the_pauses_brings_a_tick_of_hints(ticker: Ticker, clock: ManualClock) -> None:
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    hints(ticker, clock, 1.0)
+    # A pause ends the drains, and a resumption needs new ones: the next tick is sent, with nothing in the log
+    ticker.memory.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+    assert (hints(ticker, clock, 1.0), hints(ticker, clock, 3.0)) == (1, 0)
+    ticker.memory.resume(PauseReason.OPERATOR, generation=None, actor="ann", why="done")
+    assert (hints(ticker, clock, 1.0), hints(ticker, clock, 3.0)) == (1, 0)
+    ticker.memory.pause(PauseReason.POISON, actor="drain", why="bad", partition=1)
+    assert hints(ticker, clock, 1.0) == 1
+
+
+def test_each_tick_of_hints_is_sent_while_the_log_or_the_pauses_are_unknown(
+    ticker: Ticker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    assert hints(ticker, clock, 10.0) <= 3
+
+    # When the log does not answer, it is asked once in ten seconds: a silent one would hold up all ticks
+    def fail(log_id: str | None = None) -> list[PartitionPosition]:
+        ticker.log.asked += 1
+        raise LogUnavailableError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ticker.log, "positions", fail)
+        hints(ticker, clock, 5.0)
+        ticker.log.asked = 0
+        assert hints(ticker, clock, 20.0) == 20
+        assert ticker.log.asked <= 3 * 2
+    # When not all partitions answer
+    hints(ticker, clock, 10.0)
+    with monkeypatch.context() as patched:
+        found = ticker.log.positions()[1:]
+        patched.setattr(ticker.log, "positions", lambda log_id=None: found)
+        assert hints(ticker, clock, 5.0) == 5
+
+    # When the control store does not answer
+    def away() -> PauseState:
+        raise StoreUnavailableError("no answer")
+
+    assert hints(ticker, clock, 10.0) <= 3
+    with monkeypatch.context() as patched:
+        patched.setattr(ticker.memory, "pause_state", away)
+        assert hints(ticker, clock, 5.0) == 5
 
 
 def test_no_tick_has_an_expiry() -> None:
