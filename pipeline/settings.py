@@ -828,7 +828,7 @@ class Settings:
     )
     hint_seconds: float = _setting(
         1.0,
-        "Period of the fallback hints for drains",
+        "Period of the fallback hints for drains while records wait; else they come every 5 s",
         low=0.1,
         high=60,
         when="rarely. It only matters if a drain's own hint was lost",
