@@ -24,6 +24,7 @@ from tasks import signing
 from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
+from tasks.known_pauses import KnownPauses
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseFollower, PauseStep
 from tasks.queue_watch import QueueWatchStep
@@ -46,6 +47,7 @@ class SluiceCelery(Celery):
         self.sluice_settings = settings
         self.sluice_loops = Loops(SystemClock())  # of the worker's main process
         self.sluice_pause_follower: PauseFollower | None = None  # of a worker for `batches`
+        self.sluice_known_pauses = KnownPauses()  # from that follower, for the children
 
 
 def make_app(settings: Settings) -> SluiceCelery:

@@ -29,6 +29,11 @@ _logger = logging.getLogger(__name__)
 _CONNECT_WAITS: Final = {"interval_start": 1, "interval_step": 1, "interval_max": 5}
 # The events of tasks, for Flower, wait this long for others: each message costs more than the events in it.
 EVENTS_SECONDS: Final = 0.5
+# Between two heartbeats of a worker, for Flower; Celery's default is 2. Flower shows a worker as offline after two of
+# them. Sluice itself does not use them.
+HEARTBEAT_SECONDS: Final = 5.0
+# Kombu looks each second whether bindings of its queues for replies expire, which is after an hour.
+BINDINGS_SECONDS: Final = 30.0
 OURS: Final = "sluice."  # prefix of our tasks' names
 DRAIN_TASK: Final = "sluice.drain"  # the only task of the queue `batches`
 
@@ -157,7 +162,21 @@ class SluiceChannel(kombu_redis.Channel):
             _taken[queues[-1]] += 1
 
 
-class SluiceTransport(kombu_redis.Transport):
+class _RareTimers:
+    """A transport with fewer timers: each wakes the worker's event loop, which costs more than what is looked at."""
+
+    cycle: Any
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Set the timers of a connection."""
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]  # kombu's types leave it out
+        self.cycle._binding_expiry_tref.cancel()
+        self.cycle._binding_expiry_tref = loop.call_repeatedly(
+            BINDINGS_SECONDS, self.cycle.maybe_refresh_binding_expiry
+        )
+
+
+class SluiceTransport(_RareTimers, kombu_redis.Transport):
     """Kombu's Redis transport with the channel above."""
 
     Channel = SluiceChannel
@@ -178,7 +197,7 @@ class SluiceSentinelChannel(SluiceChannel, kombu_redis.SentinelChannel):
         return sentinel_pool(self.master_name, addresses, self.sentinel_kwargs, **options)
 
 
-class SluiceSentinelTransport(kombu_redis.SentinelTransport):
+class SluiceSentinelTransport(_RareTimers, kombu_redis.SentinelTransport):
     """Kombu's transport for Sentinel with the channel above."""
 
     Channel = SluiceSentinelChannel
@@ -199,6 +218,11 @@ class SluiceConsumer(Consumer):
     _clock: Clock = SystemClock()
     hub: Any
     _flush_at = 0.0  # when the events that wait are sent, monotonic; a lost connection may cancel that
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        of_worker = dict(options.get("worker_options") or {})
+        of_worker["heartbeat_interval"] = of_worker.get("heartbeat_interval") or HEARTBEAT_SECONDS
+        super().__init__(*args, **options | {"worker_options": of_worker})
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # celery-types: a callable
         """Send the events of tasks soon, with those that follow. Celery sends each by itself."""

@@ -16,6 +16,7 @@ from pipeline.settings import Settings
 from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
 from tasks.hints import give_back_hint, send_hint
+from tasks.known_pauses import KnownPauses
 from tasks.pausing import pause_until_resumed
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> str:
     share = context.share_of(partition)
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
         give_back_hint(context.leases, min(share), hint)
-    is_paused = PausedCheck(context)
+    is_paused = PausedCheck(context, app.sluice_known_pauses)
     running = [one for one in share if not is_paused(one)]
     if not running:
         return "no work: PAUSED"
@@ -113,14 +114,18 @@ def next_of(reports: Sequence[DrainReport]) -> int | None:
 class PausedCheck:
     """Whether consumption of a partition is paused. It reads the control store a few times a second at most.
 
+    It reads nothing while the worker's main process has read the same pauses a moment ago, unless the breaker of this
+    process is open: then it waits for the end of that reason.
+
     If a read fails, the last result stays valid. At first it is "not paused", since the hint came through a queue that
     is not consumed while paused.
     """
 
     SECONDS_BETWEEN: Final = 0.25
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, known: KnownPauses) -> None:
         self._context = context
+        self._known = known
         self._pauses: tuple[Pause, ...] = ()
         self._asked_at: float | None = None
 
@@ -128,7 +133,8 @@ class PausedCheck:
         now = self._context.clock.monotonic()
         if self._asked_at is None or now - self._asked_at >= self.SECONDS_BETWEEN:
             self._asked_at = now
-            self._ask()
+            if self._context.breaker.is_open or not self._known.are(self._pauses, now):
+                self._ask()
         return paused(self._pauses, partition)
 
     def _ask(self) -> None:

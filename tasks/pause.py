@@ -19,6 +19,7 @@ from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName, Queue
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, paused
 from pipeline.settings import Settings
+from tasks.known_pauses import KnownPauses
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class _PausesOnly:
 class PauseFollower:
     """Follows the control state; `paused` is the last known value, and True before the first one.
 
-    `on_change` is called on the follower's thread when the value has changed.
+    `on_change` is called on the follower's thread when the value has changed. `known` gets what was read.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class PauseFollower:
         reporter: TroubleReporter | None = None,
         *,
         on_change: Callable[[], None] = lambda: None,
+        known: KnownPauses | None = None,
     ) -> None:
         self.paused = True
         self._on_change = on_change
+        self._known = known
         self._context = (store, events, loop, reporter)
         self._follower = self._make_follower()
 
@@ -83,6 +86,8 @@ class PauseFollower:
     def _on_state(self, state: ControlState) -> None:
         if state.pauses is None:  # unknown after a flush: the last known value counts
             return
+        if self._known is not None:
+            self._known.note(state.pauses, SystemClock().monotonic())
         was_paused, self.paused = self.paused, paused(state.pauses)  # a drain handles the pause of its partition itself
         if self.paused != was_paused:
             self._on_change()
@@ -121,6 +126,7 @@ class PauseStep(bootsteps.StartStopStep):
                     loop=loops.add(LoopName.REPORTS),
                 ),
                 on_change=partial(self._wake, consumer),
+                known=consumer.app.sluice_known_pauses,
             )
             self._follower.start()
             consumer.app.sluice_pause_follower = self._follower  # the queue watch needs the same state

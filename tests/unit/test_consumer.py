@@ -5,10 +5,18 @@ from typing import Any
 
 import pytest
 import redis
+from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
 
-from pipeline.clock import ManualClock
-from tasks.consumer import EVENTS_SECONDS, SluiceChannel, SluiceConsumer
+from pipeline.clock import ManualClock, SystemClock
+from tasks.consumer import (
+    BINDINGS_SECONDS,
+    EVENTS_SECONDS,
+    HEARTBEAT_SECONDS,
+    SluiceChannel,
+    SluiceConsumer,
+    SluiceTransport,
+)
 
 
 def test_a_channel_makes_one_client_for_each_pool() -> None:
@@ -42,6 +50,34 @@ def consumer() -> Any:
 def timers(consumer: Any) -> list[Any]:
     """The timers that are set."""
     return [scheduled.entry for scheduled in consumer.hub.timer.queue]
+
+
+def test_a_connection_wakes_the_event_loop_by_few_timers() -> None:
+    # Given a transport whose connection is registered with an event loop, and registered again after it was lost
+    hub, options = Hub(), {"health_check_interval": 10, "unacked_restore_interval": 5}
+    client: Any = SimpleNamespace(transport_options=options, hostname="redis://nowhere")
+    transport: Any = SluiceTransport(client)
+    for _ in range(2):
+        transport.register_with_event_loop(SimpleNamespace(client=client), hub)
+    # Then no timer comes more often than the two that were asked for
+    began = SystemClock().monotonic()
+    waits = sorted(one.eta - began for one in hub.timer.queue if not one.entry.canceled)
+    assert min(waits) > 4
+    # And that of the bindings is there once
+    refresh = [one for one in hub.timer.queue if one.entry is transport.cycle._binding_expiry_tref]
+    assert [round(one.eta - began) for one in refresh] == [BINDINGS_SECONDS]
+
+
+def test_heartbeats_are_rare_unless_others_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(Consumer, "__init__", lambda *_, worker_options, **__: found.append(worker_options))
+    for options in ({"concurrency": 2, "heartbeat_interval": None}, {"heartbeat_interval": 1}, None):
+        SluiceConsumer(worker_options=options)
+    assert found == [
+        {"concurrency": 2, "heartbeat_interval": HEARTBEAT_SECONDS},
+        {"heartbeat_interval": 1},
+        {"heartbeat_interval": HEARTBEAT_SECONDS},
+    ]
 
 
 def test_the_events_of_tasks_are_sent_together(consumer: Any) -> None:

@@ -1,6 +1,8 @@
 """The fallback for drains' own hints: which partitions get one."""
 
+import contextlib
 import datetime
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,12 +14,13 @@ from celery.worker.request import Request
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
-from pipeline.clock import ManualClock
+from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryLeases, MemoryServer
+from pipeline.errors import BreakerOpenError, SinkUnavailableError
 from pipeline.log.memory import MemoryLog
 from pipeline.loops import Loop
 from pipeline.names import LoopName, Mode, PauseReason, Queue
-from pipeline.ports.control import ControlState, Leases, PauseState, PublishedRate
+from pipeline.ports.control import ControlState, Leases, Pause, PauseState, PublishedRate
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
 from tasks import control
@@ -25,6 +28,7 @@ from tasks.app import SluiceCelery, make_app
 from tasks.context import WorkerContext
 from tasks.drain import PausedCheck
 from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint, send_hint, send_net_hint
+from tasks.known_pauses import KnownPauses
 from tasks.pause import PauseFollower
 from tasks.ticking import TickScheduler
 
@@ -237,9 +241,11 @@ def test_what_asks_each_second_reads_the_pauses_alone(rig: Rig) -> None:
     store = rig.context.control_store = Counted(rig.settings, server)
     store.restore([], actor="test")
     rig.context.clock, rig.context.breaker = rig.clock, SinkBreaker(rig.settings, store, rig.clock, "drain")
+    known = KnownPauses()
     # When a drain, a tick of hints and a worker's follower ask, with a pause and without
-    is_paused = PausedCheck(rig.context)
-    follower = PauseFollower(store, MemoryControlEvents(rig.settings, server), Loop(LoopName.FOLLOWER, rig.clock))
+    is_paused = PausedCheck(rig.context, known)
+    events, noted = MemoryControlEvents(rig.settings, server), KnownPauses()
+    follower = PauseFollower(store, events, Loop(LoopName.FOLLOWER, rig.clock), known=noted)
     for is_held in (False, True):
         if is_held:
             store.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
@@ -248,8 +254,86 @@ def test_what_asks_each_second_reads_the_pauses_alone(rig: Rig) -> None:
         assert (rig.tick() == []) is is_held
         follower._follower._read()
         assert follower.paused is is_held
+        # And the follower's read is noted for children
+        assert noted.are(store.state().pauses or (), SystemClock().monotonic())
+        store.whole -= 1
     # Then each read was of the pauses
     assert (store.whole, store.alone) == (0, 6)
+
+
+def test_a_drain_asks_for_no_pauses_that_the_main_process_has_just_read(rig: Rig) -> None:
+    # Given a drain, and a main process that reads the pauses
+    class Counted(MemoryControlStore):
+        asked = 0
+
+        def pause_state(self) -> PauseState:
+            self.asked += 1
+            return super().pause_state()
+
+    store = rig.context.control_store = Counted(rig.settings, MemoryServer(rig.clock))
+    store.restore([], actor="test")
+    breaker = SinkBreaker(rig.settings, store, rig.clock, "drain")
+    rig.context.clock, rig.context.breaker = rig.clock, breaker
+    known = KnownPauses()
+    is_paused = PausedCheck(rig.context, known)
+
+    def asks(partition: int = 0) -> tuple[bool, int]:
+        """What the drain is told in the next second, and how often it asked for it."""
+        rig.clock.advance(0.9)
+        before = store.asked
+        return is_paused(partition), store.asked - before
+
+    def read() -> None:
+        """The main process reads."""
+        known.note(MemoryControlStore.pause_state(store).pauses or (), rig.clock.monotonic())
+
+    # Without a note it asks; with a recent one of the same pauses it does not
+    assert asks() == (False, 1)
+    read()
+    assert asks() == (False, 0)
+    # With one that is older, it does
+    assert asks() == (False, 1)
+    # When there is a pause, or one more or less, it asks once, and then knows it too
+    for held, partition in ((PauseReason.POISON, 1), (PauseReason.LOG_GAP, 2)):
+        store.pause(held, actor="test", why="", partition=partition)
+        read()
+        assert asks(partition) == (True, 1)
+        read()
+        assert asks(partition) == (True, 0)
+    store.resume(PauseReason.LOG_GAP, generation=None, actor="ann", why="", partition=2)
+    read()
+    assert asks(2) == (False, 1)
+    # And while its own breaker is open, it asks each time: it waits for the end of that reason
+    read()
+    for _ in range(rig.settings.breaker_failures_max):
+        with contextlib.suppress(SinkUnavailableError, BreakerOpenError):
+            breaker.call(_fail)
+    assert breaker.is_open
+    for _ in range(3):
+        assert asks() == (True, 1)
+        read()
+
+
+def _fail() -> None:
+    raise SinkUnavailableError("no answer")
+
+
+def test_children_see_what_their_parent_notes() -> None:
+    known = KnownPauses()
+    pause = Pause(PauseReason.OPERATOR, 7, 0.0, "ann", "a disk")
+    children = multiprocessing.get_context("fork")
+    begin, results = children.Event(), children.SimpleQueue()
+
+    def child() -> None:
+        begin.wait(WAIT_SECONDS_MAX)
+        results.put([known.are([pause], 100.0), known.are([], 100.0), known.are([pause], 90.0)])
+
+    process = children.Process(target=child)
+    process.start()
+    known.note([pause], 100.0)
+    begin.set()
+    assert results.get() == [True, False, False]
+    process.join()
 
 
 def test_a_tick_says_what_it_did_and_why_nothing_runs(rig: Rig) -> None:

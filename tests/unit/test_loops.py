@@ -18,6 +18,7 @@ from pipeline.names import ControlEventKind, DropReason, LoopName, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from tasks.dropped import Drops
+from tasks.known_pauses import KnownPauses
 from tasks.pause import PauseStep
 
 
@@ -116,7 +117,10 @@ class _Worker:
         self.timer = SimpleNamespace(call_repeatedly=lambda *_: SimpleNamespace(cancel=lambda: None))
         queues = SimpleNamespace(consume_from={"batches": object()})
         self.app = SimpleNamespace(
-            sluice_settings=settings, sluice_loops=self.loops, amqp=SimpleNamespace(queues=queues)
+            sluice_settings=settings,
+            sluice_loops=self.loops,
+            sluice_known_pauses=KnownPauses(),
+            amqp=SimpleNamespace(queues=queues),
         )
         self.task_consumer: Any = SimpleNamespace(consuming_from=lambda _queue: self.consumes)
 
