@@ -13,10 +13,8 @@ from kombu.exceptions import OperationalError
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
-from pipeline.flow.lag import lag_by_partition
 from pipeline.names import Queue
 from pipeline.ports.control import Leases
-from pipeline.ports.log import EventLog
 from pipeline.ports.offset_store import OffsetStore
 
 _logger = logging.getLogger(__name__)
@@ -30,11 +28,6 @@ HINTS_WAITING_MAX: Final = (
 # After the sink did not say which partitions have a drain, it is not asked again for this time: a silent server would
 # hold up the ticks of the control loop.
 _SINK_REST_SECONDS: Final = 10.0
-
-
-# Likewise for the event log, which Beat asks for its lag. Until then there is a tick each period.
-_LOG_REST_SECONDS: Final = 10.0
-_IDENTITY_SECONDS: Final = 10.0  # between two reads of the log's identity, which has the number of its partitions
 
 
 def shares(partitions: int, drains_max: int) -> list[list[int]]:
@@ -60,39 +53,6 @@ class Drained:
             _logger.debug("which partitions have a drain is unknown: %s", error)
             self._asks_at = self._clock.monotonic() + _SINK_REST_SECONDS
             return set()
-
-
-class Backlog:
-    """Whether the event log may hold records that are not stored: only then is a missing drain missed at once.
-
-    By the log's own commits, since Beat has no session of PostgreSQL. PostgreSQL may have come back with less than
-    they say, so ticks that look at the drains themselves come from time to time in any case.
-    """
-
-    def __init__(self, log: EventLog, clock: Clock) -> None:
-        self._log = log
-        self._clock = clock
-        self._asks_at = clock.monotonic()
-        self._known: tuple[float, int] | None = None  # when the identity was read, and the number of partitions
-
-    def may_exist(self) -> bool:
-        """Ask the log. True also if it does not say so, or not for all partitions."""
-        if self._clock.monotonic() < self._asks_at:
-            return True
-        try:
-            partitions = self._partitions()
-            lags = lag_by_partition(self._log.positions(), None)
-        except SluiceError as error:
-            _logger.debug("whether records wait in the event log is unknown: %s", error)
-            self._known, self._asks_at = None, self._clock.monotonic() + _LOG_REST_SECONDS
-            return True
-        return lags is None or len(lags) < partitions or any(lags.values())
-
-    def _partitions(self) -> int:
-        now = self._clock.monotonic()
-        if self._known is None or now - self._known[0] >= _IDENTITY_SECONDS:
-            self._known = now, self._log.identity().partitions
-        return self._known[1]
 
 
 def _lease_name(share: int) -> str:

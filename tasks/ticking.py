@@ -10,7 +10,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import BreakerState, Queue
 from pipeline.ports.control import ControlStore, PauseState
-from tasks.hints import Backlog
+from tasks.backlog import Backlog
 
 _logger = logging.getLogger(__name__)
 

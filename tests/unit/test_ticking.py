@@ -14,7 +14,7 @@ from pipeline.ports.control import PauseState
 from pipeline.ports.log import LogIdentity, PartitionPosition
 from pipeline.settings import Settings
 from tasks.app import make_app
-from tasks.hints import Backlog
+from tasks.backlog import Backlog
 from tasks.ticking import HINTS, TICKS_WAITING_MAX, TickScheduler
 
 
