@@ -33,6 +33,7 @@ from pipeline.flow.clocks import Look
 from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
 from pipeline.settings import Settings
 from pipeline.sink.server_check import LENT_BACKENDS, DatabaseFacts
+from pipeline.sink.sessions import SessionLimits
 from sluice import doctor, examinations
 from sluice.__main__ import main
 from sluice.examinations import DISK_FREE_SHARE_MIN, OF_SERVERS, OF_SHELL, PYTHONS, disk_finding
@@ -302,6 +303,24 @@ def test_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.do == "what docs/runbooks/database-refused.md says for this text"
     postgresql_says(monkeypatch, SinkUnavailableError("no connection"))
     assert only(look("PostgreSQL")).do.startswith("start the server of DATABASE_URL")
+
+
+@pytest.mark.parametrize(
+    ("connections", "state", "what"),
+    [
+        (16, State.OK, "PostgreSQL allows 13 (max_connections 16 less 3 reserved), and this system uses up to 11"),
+        (13, State.WRONG, "10 sessions"),  # enough for all processes, and not for a migration beside them
+        (9, State.WRONG, "6 sessions"),
+    ],
+)
+def test_sessions(monkeypatch: pytest.MonkeyPatch, connections: int, state: State, what: str) -> None:
+    limits = SessionLimits(1, connections, 3, 0, False, False, -1, -1, "sluice", "events")
+    monkeypatch.setattr(examinations, "read_limits", lambda _: limits)
+    found = only(look("sessions", Settings(log_partitions=4)))
+    assert found.state is state
+    assert what in found.what
+    # And what is wrong says what to set
+    assert state is State.OK or "max_connections=14 in PostgreSQL" in found.what
 
 
 def test_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """The command `sluice`: what each of its commands calls, its help, its errors, and what its package is made from."""
 
+import ast
+import importlib.metadata
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +215,33 @@ def test_the_package_needs_what_the_requirement_files_pin() -> None:
     servers = [pin for pin in pins("requirements-servers.txt") if not pin.startswith("uv=")]
     extras = {"servers": servers, "confluent": pins("requirements-confluent.txt")}
     assert project["optional-dependencies"] == extras
+
+
+PARTS = ("beat_schedule", "ingest", "monitoring", "pipeline", "sluice", "sluice_client", "stack", "tasks")
+OF_CELERY = {"click", "kombu"}  # Celery is made of these: it brings the versions that it needs
+
+
+def test_the_package_needs_whatever_its_code_imports() -> None:
+    # Given the modules that the package's files import from elsewhere
+    trees = [ROOT / "clients" / "python" / "src", *(ROOT / part for part in PARTS)]
+    files = [ROOT / "beat_schedule.py", *(path for tree in trees for path in tree.rglob("*.py"))]
+    imported = {module for path in files for module in modules_of(path)}
+    others = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - set(PARTS)
+    # Then each is of a distribution that the package names
+    lists = ("requirements.txt", "requirements-servers.txt", "requirements-confluent.txt")
+    named = {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower() for name in lists for pin in pins(name)}
+    found = importlib.metadata.packages_distributions()
+    brought = {one: {re.sub(r"[-_.]+", "-", name).lower() for name in found.get(one, ())} for one in others - OF_CELERY}
+    assert len(brought) > 20
+    assert [one for one, distributions in brought.items() if not distributions & named] == []
+
+
+def modules_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
 
 
 def test_a_client_s_script_starts_the_whole_command_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
