@@ -21,7 +21,8 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.control_store.rights import Role
 from pipeline.control_store.rights_check import check_rights
 from pipeline.errors import SchemaNewerError, SettingsError, SinkUnavailableError, SluiceError
-from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
+from pipeline.event_fold import FoldedEvents, folded
+from pipeline.event_text import clock_time, day_time, log_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.runbooks import runbook_place
 from pipeline.health.snapshot import HealthInputs
@@ -80,7 +81,7 @@ _ANSWER: Final = 2.0  # to the first reason: where to look
 _FIGURE: Final = 3.0
 _RUNBOOK: Final = 4.0  # of the first reason
 _OTHER_ANSWER: Final = 5.0
-_EVENT: Final = 6.0  # to below 7: the newest first
+_EVENT: Final = 6.0  # to below 7: the newest first, and the steps of the rate last
 _DETAIL: Final = 7.0
 
 
@@ -104,11 +105,26 @@ def _blocks(status: SystemStatus, width: int) -> list[_Block]:
         held = known.override
         words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.actor}: {held.why}"
         blocks.append(_Block(_FIGURE, _wrapped("override     ", words, width)))
-    events = status.events[-_EVENTS_SHOWN:]
-    for age, event in zip(range(len(events) - 1, -1, -1), events, strict=True):
-        words = f"  {clock_time(event.at)} {event_text(event)}, by {event.actor}: {event.why}"
-        blocks.append(_Block(_EVENT + age / 100, [_cut(words, width)]))
-    return blocks
+    return [*blocks, *_event_blocks(status, width)]
+
+
+def _event_blocks(status: SystemStatus, width: int) -> list[_Block]:
+    """The control events, oldest first. The steps of the rate policy are the first that are left out."""
+    rows = folded(status.events)
+    by_rank = sorted(enumerate(reversed(rows)), key=lambda one: (one[1].is_routine, one[0]))[:_EVENTS_SHOWN]
+    rank_of = {row.newest.id: _EVENT + rank / 100 for rank, (_, row) in enumerate(by_rank)}
+    return [
+        _Block(rank_of[row.newest.id], [_cut(_event_words(row, status.inputs.at), width)])
+        for row in rows
+        if row.newest.id in rank_of
+    ]
+
+
+def _event_words(row: FoldedEvents, now: float) -> str:
+    newest = row.newest
+    day, today = (day_time(at).partition(" ")[0] for at in (newest.at, now))
+    when = clock_time(newest.at) if day == today else f"{day} {clock_time(newest.at)}"
+    return f"  {when} {row.what}, by {newest.actor}: {newest.why}"
 
 
 def _reason_blocks(status: SystemStatus, width: int) -> Iterator[_Block]:

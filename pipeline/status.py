@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
+from pipeline.event_fold import EVENTS_READ
 from pipeline.event_text import event_text
 from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.refusals import Refusals
@@ -26,7 +27,7 @@ from pipeline.ports.throttle import Throttle
 from pipeline.refusals_text import throttle_document
 from pipeline.settings import Settings
 
-EVENTS_SHOWN: Final = 50
+EVENTS_SHOWN: Final = 50  # in JSON
 _UNSEEN_SECONDS: Final = 1.0  # how long an ingest process may not have seen a publication
 
 
@@ -125,7 +126,7 @@ _Asked = tuple[ControlState | None, tuple[ControlEvent, ...], Sequence[HistoryEn
 
 def _ask_store(context: StatusContext) -> _Asked:
     try:
-        state, events = context.store.state(), tuple(context.events.last(EVENTS_SHOWN))
+        state, events = context.store.state(), tuple(context.events.last(EVENTS_READ))
         entries_max = int(max(context.settings.refused_seconds, PACE_SECONDS) + FRESH_SECONDS)
         entries = [] if context.history is None else context.history.since("", entries_max=entries_max)
     except SluiceError as error:
@@ -172,7 +173,7 @@ def problem_documents(problems: Sequence[Problem]) -> list[dict[str, str | None]
 
 def status_document(status: SystemStatus) -> dict[str, Any]:
     """The complete status for JSON."""
-    events = [event_document(event) for event in status.events]
+    events = [event_document(event) for event in status.events[-EVENTS_SHOWN:]]
     return inputs_document(status.inputs, status.verdict) | {
         "deadLetters": status.dead_letters,
         "deadLetterConflicts": status.dead_letter_conflicts,

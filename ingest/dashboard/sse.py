@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
-from ingest.dashboard.event_rows import EVENTS_READ, event_rows
+from ingest.dashboard.event_rows import event_rows
 from ingest.dashboard.points import COLUMNS, GAP_SECONDS, Point, merged, next_point
 from ingest.dashboard.view import ViewSources, page_document
 from ingest.errors import NotReadyError
 from ingest.health import HealthSources
 from ingest.types import Lifecycle
 from pipeline.errors import StoreUnavailableError
+from pipeline.event_fold import EVENTS_READ
 from pipeline.loops import Loop
 from pipeline.ports.control import ControlEvent, ControlEvents
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, HISTORY_SECONDS, History, HistoryEntry

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ingest.dashboard import event_rows as module
 from ingest.dashboard.event_rows import event_rows
+from pipeline import event_fold
 from pipeline.names import ControlEventKind
 from pipeline.ports.control import ControlEvent
 
@@ -124,7 +124,7 @@ def test_a_row_that_fails_unexpectedly_is_left_out_alone(
             raise IndexError(shown.id)
         return shown.kind.value
 
-    monkeypatch.setattr(module, "event_text", words)
+    monkeypatch.setattr(event_fold, "event_text", words)
     # Then the others are shown, and the log names it
     rows = event_rows([event(number, ControlEventKind.BREAKER_OPENED) for number in (1, 2, 3)])
     assert [row["id"] for row in rows] == ["3-0", "1-0"]

@@ -182,6 +182,37 @@ def test_events_are_cut_from_the_oldest() -> None:
     assert 1 <= len(times) < 8
 
 
+def stepped(number: int) -> ControlEvent:
+    """A step of the rate policy, one each period."""
+    data = {"previous": f"{1000 - number}", "rate": f"{999 - number}", "mode": "degraded", "decided_by": "lag"}
+    return ControlEvent(
+        f"s{number}", NOW - 600 + 5 * number, ControlEventKind.RATE_CHANGED, "control@host", "lag", data
+    )
+
+
+def test_steps_of_the_rate_are_one_line_and_do_not_push_out_what_is_rare() -> None:
+    # Given a breaker that opened an hour ago, and a rate that steps in every period since then
+    opened = ControlEvent("o", NOW - 4000, ControlEventKind.BREAKER_OPENED, "batches@host", "refused", {})
+    status = SystemStatus(HEALTHY, events=(opened, *(stepped(number) for number in range(100))))
+    # Then both are a line
+    lines = [line.strip() for line in screen_of(status, 150).splitlines() if " UTC " in line and ", by " in line]
+    assert lines == [
+        "21:06:40 UTC Breaker opened, by batches@host: refused",
+        "22:11:35 UTC Rate 1,000 → 900/s in 100 steps since 22:03:20 UTC, between 900/s and 1,000/s (lag is degraded), "
+        "by control@host: lag",
+    ]
+    # And where only one fits, it is the rare one
+    seen = [tuple(word in fitted(status, 120, height) for word in ("opened", "steps since")) for height in range(5, 30)]
+    assert (True, False) in seen
+    assert (False, True) not in seen
+    assert (True, True) in seen
+
+
+def test_an_event_of_another_day_has_its_date() -> None:
+    opened = ControlEvent("o", NOW - 86_400, ControlEventKind.BREAKER_OPENED, "batches@host", "refused", {})
+    assert "  2023-11-13 22:13:20 UTC Breaker opened" in screen_of(SystemStatus(HEALTHY, events=(opened,)), 120)
+
+
 def test_a_terminal_that_is_large_enough_shows_all() -> None:
     assert fitted(NIGHT, 120, 100) == screen_of(NIGHT, 120)
     assert len(screen_of(NIGHT, 120).splitlines()) > 23
