@@ -105,6 +105,7 @@ def test_an_app_sends_the_records_of_its_requests(
     # And so is what the framework says of a request that failed
     [failed] = [one for one in new if attributes(one).get("exception.type") == "ZeroDivisionError"]
     assert failed.severity == "ERROR"
+    assert attributes(failed)["requestId"] == failed.correlation_id  # also if the server logs it after the request
     assert "share = 1 / STOCK[number]" in str(attributes(failed)["exception.stacktrace"])
 
 

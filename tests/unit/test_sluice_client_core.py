@@ -899,6 +899,27 @@ def test_an_extra_with_the_name_of_an_attribute_of_the_record_is_kept_beside_it(
     assert attributes["exception.type"] == "none"
 
 
+def test_an_error_that_is_logged_after_its_request_has_the_ids_of_the_request(ingest: ScriptedIngest) -> None:
+    handler = SluiceHandler(ingest.url, source="app", linger_seconds=0.01)
+    logger = logging.Logger("server")
+    logger.addHandler(handler)
+    # Given a request that fails, and a server that logs its error outside of it, as uvicorn does
+    try:
+        with bound(correlation="c1", request="r1"):
+            int("no number")
+    except ValueError as error:
+        logger.exception("failed")
+        # When it is logged within another request, that one counts
+        with bound(correlation="c2", request="r2"):
+            logger.exception("seen again", exc_info=error)
+    logger.error("without an exception")
+    handler.close()
+    ids = {one["message"]: (one["correlationId"], one["attributes"].get("requestId")) for one in ingest.kept}
+    assert ids["failed"] == ("c1", "r1")
+    assert ids["seen again"] == ("c2", "r2")
+    assert ids["without an exception"][1] is None
+
+
 def test_a_filter_is_respected_and_a_formatter_adds_nothing(ingest: ScriptedIngest) -> None:
     handler = SluiceHandler(ingest.url, source="app")
     handler.setFormatter(logging.Formatter("<%(message)s>"))

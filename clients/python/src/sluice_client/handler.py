@@ -4,6 +4,7 @@ import logging
 from typing import Final, Unpack
 
 from sluice_client.client import Client
+from sluice_client.context import bound_as
 from sluice_client.events import add_extra, last_part, severity_numbered
 from sluice_client.exceptions import STACKTRACE_BYTES_MAX, exception_attributes
 from sluice_client.options import OptionFields
@@ -57,13 +58,14 @@ class SluiceHandler(logging.Handler):
         """Queue a record. Never raises, and waits at most `block_seconds`."""
         try:
             given = vars(record)
-            self._client.emit(
-                record.getMessage(),
-                severity=severity_numbered(record.levelno),
-                correlation_id=next((str(given[key]) for key in CORRELATION_KEYS if given.get(key)), None),
-                attributes=attributes_of(record),
-                timestamp_ms=int(record.created * 1000),
-            )
+            with bound_as(record.exc_info[1] if record.exc_info else None):
+                self._client.emit(
+                    record.getMessage(),
+                    severity=severity_numbered(record.levelno),
+                    correlation_id=next((str(given[key]) for key in CORRELATION_KEYS if given.get(key)), None),
+                    attributes=attributes_of(record),
+                    timestamp_ms=int(record.created * 1000),
+                )
         except Exception:  # foreign code: arguments of the message
             self.handleError(record)
 
