@@ -18,6 +18,7 @@ import psutil
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
+from pipeline.sink.sessions import batch_processes
 from stack.config import environ_with
 from stack.servers import wait_stopped
 
@@ -136,8 +137,8 @@ def _worker(queue: str, concurrency: int, app: str = "tasks.app") -> list[str]:
 
 
 def batches_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
-    """The worker that drains the log. It has a process per partition and two more: enough for its drains."""
-    return Program("batches", _worker("batches", settings.log_partitions + 2, app), settings, folder)
+    """The worker that drains the log, with as many processes as its drains need."""
+    return Program("batches", _worker("batches", batch_processes(settings), app), settings, folder)
 
 
 def control_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:

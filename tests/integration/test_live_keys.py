@@ -136,6 +136,15 @@ def test_each_protocol_refuses_in_its_own_form_and_accepts_a_key(edge: RunningIn
         assert send(SHOP).status in (200, 202)
 
 
+def test_labels_are_no_proof(edge: RunningIngest) -> None:
+    # A key where a tenant's or a user's name belongs is no key, nor is a name of an account
+    for label in (SHOP, "shop", "key:shop"):
+        for fields in ({"X-Scope-OrgID": label}, {"Authorization": f"Basic {coded(label + ':')}"}):
+            for path in ("/api/logs", "/loki/api/v1/push"):
+                content_type, body, _ = PROTOCOLS[path]
+                assert post(edge.port, body, path=path, content_type=content_type, headers=fields).status == 401
+
+
 def test_a_request_is_refused_before_its_body_and_without_a_request_object(
     edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
