@@ -231,7 +231,8 @@ def _dead_letters(status: SystemStatus) -> str:
         conflicts = status.dead_letter_conflicts
         held = f", of them {conflicts:,} conflicts (an eventId that is stored with other content)" if conflicts else ""
         return (
-            f"{status.dead_letters:,}{held}; the table dead_letters says why; `control replay_dead_letters --dry-run`"
+            f"{status.dead_letters:,}{held}; the table dead_letters says why; `celery -A tasks.app control "
+            "replay_dead_letters --dry-run` says how many can be stored now"
         )
     return _number(status.dead_letters)
 

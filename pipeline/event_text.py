@@ -71,12 +71,13 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
         case PauseReason.POISON if partition is not None:
             return (
                 f"{celery} inspect poison {partition}` shows the records and errors. Often it is the schema: correct "
-                f"it, then `control resume_consumption`; or make them dead letters, `control accept_poison {partition}`"
+                f"it, then {celery} control resume_consumption`; or make them dead letters: {celery} control "
+                f"accept_poison {partition}`"
             )
         case PauseReason.LOG_GAP if partition is not None:
             return (
                 f"{celery} inspect gap {partition}` shows which offsets the event log has lost; "
-                f"`control skip_gap {partition} FROM TO` goes on"
+                f"{celery} control skip_gap {partition} FROM TO` goes on"
             )
         case PauseReason.POISON:
             return f"the newest dead letters and their errors: often it is the schema, not the data; {ends}"

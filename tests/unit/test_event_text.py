@@ -1,10 +1,12 @@
 """Control events in words: a table of what happens, and events that another version wrote."""
 
+import re
+
 import pytest
 
 from pipeline.errors import in_brief
-from pipeline.event_text import event_text
-from pipeline.names import ControlEventKind
+from pipeline.event_text import event_text, pause_advice
+from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import ControlEvent
 
 K = ControlEventKind
@@ -87,3 +89,10 @@ def test_an_error_in_brief_is_one_line_that_asks_nothing_back() -> None:
         'connection to server at "db" (127.0.0.1), port 5432 failed: Connection refused'
     )
     assert len(in_brief("x" * 5000)) == 240
+
+
+@pytest.mark.parametrize("partition", [None, 3])
+@pytest.mark.parametrize("reason", list(PauseReason))
+def test_a_command_of_an_advice_can_be_copied_as_it_is(reason: PauseReason, partition: int | None) -> None:
+    commands = re.findall(r"`([^`]+)`", pause_advice(reason, partition))
+    assert [one for one in commands if not one.startswith("celery -A tasks.app ")] == []
