@@ -38,7 +38,6 @@ _OPTIONS: Final = {
     "message.timeout.ms": _MESSAGE_TIMEOUT_MS,
     "request.timeout.ms": _MESSAGE_TIMEOUT_MS,
     "reconnect.backoff.max.ms": _RECONNECT_MS_MAX,
-    "queue.buffering.max.kbytes": _BUFFER_KBYTES,
     "queue.buffering.max.messages": 0,  # the bytes limit it
     "allow.auto.create.topics": False,
     "log.connection.close": False,  # brokers close idle connections
@@ -121,6 +120,7 @@ class ConfluentProducer:
         options = {
             **_OPTIONS,
             "bootstrap.servers": ",".join(bootstrap),
+            "queue.buffering.max.kbytes": _BUFFER_KBYTES,
             "error_cb": self._note,
             **client_options(security),
         }
