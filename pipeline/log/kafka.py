@@ -13,6 +13,7 @@ from pipeline.log.kafka_producer import Producer
 from pipeline.log.kafka_python import PythonProducer
 from pipeline.log.kafka_records import Run, runs
 from pipeline.log.kafka_security import KafkaSecurity
+from pipeline.log.kafka_spread import SpreadProducer
 from pipeline.log.kafka_topic import (
     ensured_topic,
     incarnation_of,
@@ -158,7 +159,8 @@ class KafkaLog:
         if self._settings.kafka_client == "confluent":
             from pipeline.log.kafka_confluent import ConfluentProducer  # noqa: PLC0415 - an extra of the package
 
-            return ConfluentProducer(self._bootstrap_texts(), self._security, self._clock)
+            bootstrap = self._bootstrap_texts()
+            return SpreadProducer(lambda: ConfluentProducer(bootstrap, self._security, self._clock), self._clock)
         return PythonProducer.connect(self._bootstrap_texts(), self._security, self._clock)
 
     # --- Read -------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Producer(Protocol):
     ) -> tuple[dict[int, Sent], ProducerError | None]:
         """Hand over (partition, value) pairs in order; waits until `deadline` (monotonic) for room.
 
-        Returns what was taken of each partition, and why the rest was not taken: from one record on, none.
+        Returns what was taken of each partition, and why the rest was not: from one record of it on, none.
         """
 
     def flush(self, seconds_max: float) -> None:

@@ -21,7 +21,9 @@ from pipeline.event import RECORD_BYTES_MAX
 from pipeline.flow.lag import total_lag
 from pipeline.log import kafka_confluent
 from pipeline.log.kafka import KafkaLog
+from pipeline.log.kafka_confluent import ConfluentProducer
 from pipeline.log.kafka_python import PythonProducer
+from pipeline.log.kafka_spread import PARTITIONS_EACH
 from pipeline.log.kafka_topic import TOPIC_CONFIGS
 from stack.servers import Server
 from support.event_logs import (
@@ -258,13 +260,38 @@ def test_librdkafka_s_buffer_has_room_again_when_its_records_are_sent(
 ) -> None:
     # Given a buffer that is smaller than an append
     monkeypatch.setattr(kafka_confluent, "_BUFFER_KBYTES", 512)
+    send_late, late = ConfluentProducer._send_late, []
+
+    def noted(*given: Any) -> None:
+        late.append(given)
+        send_late(*given)
+
+    monkeypatch.setattr(ConfluentProducer, "_send_late", noted)
     rig.settings = replace(rig.settings, kafka_client="confluent", append_seconds_max=30.0)
     log = rig.open()
     values = [b"%03d" % number + b"x" * 100_000 for number in range(40)]
     recovered(log.prepare)
     log.append([(number % 2, value) for number, value in enumerate(values)])
     # Then it waits for room, and each is stored once and in order
+    assert late
     assert (read_all(log, 0), read_all(log, 1)) == (values[::2], values[1::2])
+
+
+def test_librdkafka_s_producers_share_a_topic_of_many_partitions(rig: KafkaRig) -> None:
+    # Given more partitions than one producer serves
+    count = 2 * PARTITIONS_EACH + 1
+    rig.settings = replace(rig.settings, kafka_client="confluent", log_partitions=count)
+    log = rig.open()
+    recovered(log.prepare)
+    entries = [(number % count, b"%d" % number) for number in range(3 * count)]
+    for first in range(0, len(entries), count):
+        log.append(entries[first : first + count])
+    # Then each partition has its records once and in order
+    for partition in range(count):
+        assert read_all(log, partition) == [value for its, value in entries if its == partition]
+    # And several producers have sent them
+    spread: Any = log._writer._producer
+    assert len(spread._producers) == 3
 
 
 def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch) -> None:
