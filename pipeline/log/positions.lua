@@ -21,7 +21,7 @@ for p = 0, count - 1 do
 end
 local noted = redis.call('HMGET', KEYS[3], unpack(end_fields))
 local committed = redis.call('HMGET', KEYS[2], unpack(commit_fields))
-local has_all = redis.call('EXISTS', unpack(streams)) == count
+local existing = redis.call('EXISTS', unpack(streams))
 
 local is_fenced = noted[1] == ARGV[2]
 local lost_at = tonumber(noted[2] or '') or 0
@@ -31,7 +31,7 @@ local answer = {}
 for p = 0, count - 1 do
   local key = KEYS[p + 4]
   local first, last = nil, 0
-  if has_all or redis.call('EXISTS', key) == 1 then
+  if existing == count or (existing > 0 and redis.call('EXISTS', key) == 1) then
     local facts = redis.call('XINFO', 'STREAM', key)
     for i = 1, #facts, 2 do
       if facts[i] == 'last-generated-id' then last = tonumber(string.match(facts[i + 1], '%-(%d+)$')) end

@@ -106,25 +106,35 @@ def test_a_key_that_is_not_ours_is_said(rig: RedisRig) -> None:
 
 
 def test_the_positions_of_all_partitions_take_a_command_for_each_and_a_few_for_all(own_log_redis: Server) -> None:
-    # Given a log whose partitions all have records and commits
+    # Given a log without records
     rig = redis_log_rig(own_log_redis, log_partitions=16)
     log = rig.open()
-    recovered(lambda: log.append([(partition, b"a") for partition in range(16)]))
-    for partition in range(8):
-        log.commit(log.identity().log_id, partition, 1)
     with rig.client() as client:
 
         def calls() -> int:
             found: dict[str, dict[str, int]] = client.info("commandstats")
             return sum(one["calls"] for name, one in found.items() if name not in {"cmdstat_info", "cmdstat_config"})
 
+        assert len(log.positions()) == 16
+        before = calls()
+        # When its positions are read
+        assert {(one.begin, one.end, one.committed) for one in log.positions()} == {(0, 0, None)}
+        # Then the hashes and the existence of the streams were read once for all
+        assert calls() - before <= 6
+        # And if one stream has records, or all have, and some have commits
+        for partitions in ([3], range(16)):
+            recovered(lambda places=partitions: log.append([(partition, b"a") for partition in places]))
+        for partition in range(8):
+            log.commit(log.identity().log_id, partition, 1)
         expected = log.positions()
         before = calls()
-        # When they are read
         assert log.positions() == expected
-        # Then the hashes and the existence of the streams were read once for all
         assert calls() - before <= 16 + 6
-    assert [(one.begin, one.end, one.committed) for one in expected] == [(1, 1, 1)] * 8 + [(0, 1, None)] * 8
+    ends = [1, 1, 1, 2] + [1] * 12
+    assert [one.end for one in expected] == ends
+    assert [(one.begin, one.end, one.committed) for one in expected if one.partition != 3] == [(1, 1, 1)] * 7 + [
+        (0, 1, None)
+    ] * 8
     rig.close()
 
 
