@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- The reasons to pause, all at the same moment: a quarter of the cost of the complete state.
+-- The reasons to pause, all at the same moment: half of the cost of the complete state.
 -- KEYS: 1 pause, 2 pause:generation, 3 the prober's lease.
 
 return {

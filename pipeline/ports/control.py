@@ -234,7 +234,7 @@ class ControlStore(Protocol):
         """Rate, pauses and breaker in one round trip."""
 
     def pause_state(self) -> PauseState:
-        """Pauses and breaker alone, for callers that ask often: it costs a fraction of `state`."""
+        """Pauses and breaker alone, for callers that ask often: it costs half of `state`."""
 
     def publish_rate(
         self,

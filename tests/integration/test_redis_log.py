@@ -123,7 +123,7 @@ def test_the_positions_of_all_partitions_take_a_command_for_each_and_a_few_for_a
         assert calls() - before <= 6
         # And if one stream has records, or all have, and some have commits
         for partitions in ([3], range(16)):
-            recovered(lambda places=partitions: log.append([(partition, b"a") for partition in places]))
+            recovered(partial(log.append, [(partition, b"a") for partition in partitions]))
         for partition in range(8):
             log.commit(log.identity().log_id, partition, 1)
         expected = log.positions()
