@@ -58,3 +58,12 @@ def test_the_index_of_decisions_has_every_page() -> None:
     folder = ROOT / "docs" / "adr"
     listed = set(_LINK.findall((folder / "README.md").read_text(encoding="utf-8")))
     assert {page.name for page in folder.glob("*.md")} - {"README.md"} <= listed
+
+
+def test_every_picture_is_in_a_page() -> None:
+    shown = {Path(link).name for page in PAGES for link in _LINK.findall(page.read_text(encoding="utf-8"))}
+    assert [path.name for path in (ROOT / "docs" / "images").iterdir() if path.name not in shown] == []
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
