@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sluice.arguments import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
@@ -67,3 +69,11 @@ def test_every_picture_is_in_a_page() -> None:
 
 def test_the_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_commands_of_the_front_page_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    scripts = set(re.findall(r"(?<!\S)`?\./([\w-]+\.sh)", text))
+    assert {name for name in scripts if not (ROOT / name).exists()} == set()
+    commands = set(re.findall(r"\bsluice ([a-z]+)\b(?= |`)", "\n".join(_CODE.findall(text))))
+    assert {"send", "status", "doctor"} <= commands <= set(COMMANDS), commands
