@@ -210,6 +210,7 @@ def measure(self: Any) -> None:
     context = context_of(self.app.sluice_settings)
     if context.control_store.pause_state().breaker is not BreakerState.CLOSED:
         return
+    _make_days(context)
     letters, database = context.dead_letters.count(), context.operators.database_facts()
     facts = {
         "dead_letters": letters.open,
@@ -220,6 +221,14 @@ def measure(self: Any) -> None:
         "retention_overdue": _overdue_seconds(context),
     }
     context.counters.note(facts, seconds=FACTS_SECONDS)
+
+
+def _make_days(context: WorkerContext) -> None:
+    """Make the next days' partitions, also if EVENTS_BY_DAY is not set here, and end a change that was given up."""
+    try:
+        context.retention.make_days()
+    except SluiceError as error:  # a lock that passes; otherwise `sluice.expire` reports that no day is ahead
+        _logger.debug("the partitions of the next days can't be made: %s", error)
 
 
 def _overdue_seconds(context: WorkerContext) -> float | None:

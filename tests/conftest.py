@@ -12,7 +12,12 @@ import pytest
 import redis
 
 from checks.testbed.clocks import SteppableClock, fake_time_library
-from checks.testbed.waiting import PATIENT_APPEND_SECONDS, PATIENT_SINK_SECONDS, wait_until
+from checks.testbed.waiting import (
+    PATIENT_APPEND_SECONDS,
+    PATIENT_CONNECT_SECONDS,
+    PATIENT_SINK_SECONDS,
+    wait_until,
+)
 from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.servers import (
@@ -225,7 +230,11 @@ def day_template(postgres: Server) -> str:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name}")
-    made = Settings(database_url=postgres.url.rpartition("/")[0] + f"/{name}")
+    made = Settings(
+        database_url=postgres.url.rpartition("/")[0] + f"/{name}",
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
+        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+    )
     migrate(made)
     PostgresSchema(made).partition_by_day()
     return name

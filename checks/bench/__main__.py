@@ -66,7 +66,7 @@ def main() -> int:
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     options = Options(
         log=arguments.log, rounds=rounds, quick=arguments.quick, full=arguments.full, arms=arguments.arms,
-        overload_rounds=arguments.overload_rounds, step_runs=arguments.step_runs,
+        overload_rounds=arguments.overload_rounds, step_runs=arguments.step_runs, by_day=arguments.by_day,
     )  # fmt: skip
     load = os.getloadavg()[0]
     lines = measure(options, arguments.only)
@@ -79,6 +79,7 @@ def main() -> int:
         print("\nmade of (medians of the rounds; --json has each):\n\n" + words)
     if arguments.json:
         about = {"log": options.log, "rounds": rounds, "quick": options.quick, "full": options.full}
+        about |= {"by_day": options.by_day}
         about |= {"overload_rounds": options.overload_rounds, "arms": list(options.arms)}
         about |= {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
         about |= {"processor": processor(), "day": datetime.now(UTC).date().isoformat(), "commit": commit()}

@@ -70,6 +70,9 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=_count, metavar="N", help="rounds of M1 to M4, M7, M8, M11, M12, M14 and M15 (5; --quick 1)"
     )
+    parser.add_argument(
+        "--by-day", action="store_true", help="M7, M8: log_events is partitioned by day (EVENTS_BY_DAY)"
+    )
     overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
     overload.add_argument(
         "--arms", type=arms_of, default=(), metavar="bands,drain-time",

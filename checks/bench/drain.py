@@ -29,7 +29,7 @@ from pipeline.drain import DrainReport, drain
 from pipeline.event import Event, encode_record, record_head
 from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings
-from pipeline.sink.migrate import migrate
+from pipeline.sink.migrate import PostgresSchema, migrate
 from pipeline.sink.queries import query
 from pipeline.sink.rows import RowEncoder, copy_chunks, place_columns
 from stack.servers import Server, free_port, kafka_server, postgres_server, redis_server
@@ -39,6 +39,13 @@ APPEND_AT_ONCE: Final = 1000
 PIECE_ROWS: Final = 100_000  # made, sent and discarded together
 TRIED_ROWS: Final = 100_000  # stored twice in each round of M8: few, so that the table keeps about its stated size
 M8_ROUNDS_MAX: Final = 3
+_SIZES: Final = """
+WITH tables AS (
+    SELECT 'log_events'::regclass AS oid UNION SELECT 'event_ids' UNION
+    SELECT relid FROM pg_partition_tree('log_events')
+)
+SELECT (SELECT count(*) FROM log_events), sum(pg_table_size(oid))::bigint, sum(pg_indexes_size(oid))::bigint FROM tables
+"""
 
 
 def records_of(first: int, end: int) -> list[bytes]:
@@ -67,7 +74,7 @@ def pieces(count: int) -> Iterator[list[bytes]]:
 
 
 @contextlib.contextmanager
-def _fresh_database(server: Server, settings: Settings) -> Iterator[Settings]:
+def fresh_database(server: Server, settings: Settings, *, by_day: bool = False) -> Iterator[Settings]:
     """An empty, migrated database. A checkpoint before it keeps one round's writes out of the next round's time."""
     name = f"bench_{uuid.uuid4().hex}"
     with contextlib.closing(psycopg2.connect(server.url)) as connection:
@@ -76,12 +83,14 @@ def _fresh_database(server: Server, settings: Settings) -> Iterator[Settings]:
             cursor.execute(f"CREATE DATABASE {name}")
             fresh = replace(settings, database_url=server.url.rpartition("/")[0] + f"/{name}")
             migrate(fresh)
+            if by_day:
+                PostgresSchema(fresh).partition_by_day()
             cursor.execute("CHECKPOINT")
             yield fresh
             cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-class _File:
+class File:
     """The file that copy_expert reads."""
 
     def __init__(self, chunks: list[bytes]) -> None:
@@ -109,7 +118,7 @@ def plain_copy(settings: Settings, some: Iterable[list[bytes]]) -> float:
                 offset += len(values)
             begun = time.monotonic()
             for chunks in prepared:
-                cursor.copy_expert(query("copy_events"), _File(chunks))
+                cursor.copy_expert(query("copy_events"), File(chunks))
                 connection.commit()
             seconds += time.monotonic() - begun
     return seconds
@@ -184,6 +193,7 @@ class Bench:
     """The servers, and the measurements on them."""
 
     def __init__(self, options: Options, home: Path, stack: contextlib.ExitStack) -> None:
+        self._by_day = options.by_day
         self._postgres = started(stack, postgres_server(home, free_port()))
         self._control = started(stack, redis_server(home, free_port(), is_log=False, maxmemory="256mb"))
         if options.log == "kafka":
@@ -211,7 +221,7 @@ class Bench:
     @contextlib.contextmanager
     def database(self, settings: Settings) -> Iterator[Settings]:
         """A fresh database for these settings."""
-        with _fresh_database(self._postgres, settings) as fresh:
+        with fresh_database(self._postgres, settings, by_day=self._by_day) as fresh:
             yield fresh
 
     @contextlib.contextmanager
@@ -321,7 +331,7 @@ def _rounds_at(bench: Bench, database: Settings, rounds: int) -> Rates:
 def sizes_of(database: Settings) -> dict[str, int]:
     """How large the table and its indexes are."""
     with contextlib.closing(psycopg2.connect(database.database_url)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT count(*), pg_table_size('log_events'), pg_indexes_size('log_events') FROM log_events")
+        cursor.execute(_SIZES)
         [(rows, table_bytes, index_bytes)] = cursor.fetchall()
         return {"rows_after": rows, "table_bytes": table_bytes, "index_bytes": index_bytes}
 

@@ -21,6 +21,7 @@ class Options:
     rounds: int = 3
     quick: bool = False  # too short for useful figures: only shows that it works
     full: bool = False  # the goals' own sizes
+    by_day: bool = False  # of M7, M8: log_events is partitioned by day
     arms: tuple[str, ...] = ()  # of M5, M6, M9, M10; empty: the usual ones
     overload_rounds: int = 1  # of M5, M6, M9, M10: each starts every system again
     step_runs: int = 10  # of M6 with drain_time, in all rounds together

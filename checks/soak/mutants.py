@@ -372,6 +372,41 @@ _SEEN_IN_OTHERS = (
         recovery_seconds=13,
     ),
 )
+_BY_DAY = "tests/integration/test_by_day.py::"
+_OF_DAYS = (
+    Mutant(
+        "noted-id-is-no-repeat",
+        (
+            Edit(
+                "pipeline/sink/swap.sql",
+                "EXECUTE FUNCTION %1$s.note_event_ids()",
+                "EXECUTE FUNCTION %1$s.copy_event_ids()",
+            ),
+        ),
+        test=f"{_BY_DAY}test_every_writer_is_refused_an_id_that_is_stored",
+    ),
+    Mutant(
+        "race-for-an-id-is-a-dead-letter",
+        (Edit(_QUERIES, "IF %(is_by_day)s AND SQLSTATE = '23505' AND (", "IF false AND SQLSTATE = '23505' AND ("),),
+        test=f"{_BY_DAY}test_two_sessions_that_store_one_id_at_once",
+    ),
+    Mutant(
+        "ids-unnoted-and-unchecked",
+        (Edit("pipeline/sink/server_check.py", "if facts.is_by_day and not facts.has_noted_ids:", "if False:"),),
+        test=f"{_BY_DAY}test_a_table_that_does_not_note_ids_is_refused",
+    ),
+    Mutant(
+        "ids-go-before-their-events",
+        (
+            Edit(
+                "pipeline/sink/migrations/0016_by_day.sql",
+                "* interval '1 day', @home.oldest_stored(true)\n",
+                "* interval '1 day'\n",
+            ),
+        ),
+        test=f"{_BY_DAY}test_ids_expire_after_their_events_only",
+    ),
+)
 _OF_UNIT_TESTS = (
     Mutant(
         "unknown-lag-holds-for-ever",
@@ -429,4 +464,4 @@ _OF_UNIT_TESTS = (
     ),
 )
 
-MUTANTS = (*_SEEN_IN_BRIEF, *_SEEN_IN_PAUSE, *_SEEN_IN_LOG_DEAD, *_SEEN_IN_OTHERS, *_OF_UNIT_TESTS)
+MUTANTS = (*_SEEN_IN_BRIEF, *_SEEN_IN_PAUSE, *_SEEN_IN_LOG_DEAD, *_SEEN_IN_OTHERS, *_OF_DAYS, *_OF_UNIT_TESTS)

@@ -49,7 +49,10 @@ class Retention(Protocol):
         """
 
     def make_days(self) -> int:
-        """Make the partitions of today and of the next days; returns how many were missing and could be made."""
+        """Make the partitions of today and of the next days; returns how many were missing and could be made.
+
+        Nothing if events are in one table, or if this user may not do it.
+        """
 
     def drop_day(self) -> tuple[str, int | None] | None:
         """Drop the oldest partition if all of it expired. Returns its name and the number of its events.

@@ -46,18 +46,18 @@ def _changed(cursor: Any, clock: Clock, obstacles: list[str], is_noting: bool, h
         )
     if not is_noting:
         _under_lock(cursor, clock, lambda: cursor.execute(query("note_new_ids")))
-    noted = _note_ids(cursor, clock)
+    has_events = _note_ids(cursor, clock)
     cursor.execute(query("unnoted_event"))
     if cursor.fetchone() is not None:  # somebody removed ids
         cursor.execute(query("restart_progress"))
-        noted += _note_ids(cursor, clock)
+        has_events = _note_ids(cursor, clock)
     is_swapped = False
     while not is_swapped:
-        if noted and not has_end:
+        if has_events and not has_end:
             _under_lock(cursor, clock, lambda: cursor.execute(query("set_end")))
             cursor.execute(query("validate_end"))
         is_swapped = _under_lock(cursor, clock, lambda: _swap(cursor))
-        noted, has_end = 1, False  # it was empty, and is not any more
+        has_events, has_end = True, False  # it was empty, and is not any more
     return [
         "log_events is partitioned by day"
         + ("; the events that it had are in log_events_before" if _has_before(cursor) else "")
@@ -90,8 +90,8 @@ def _has_before(cursor: Any) -> bool:
     return bool(cursor.fetchone()[0])
 
 
-def _note_ids(cursor: Any, clock: Clock) -> int:
-    """Note the ids of all events that are stored, step by step; returns their number."""
+def _note_ids(cursor: Any, clock: Clock) -> bool:
+    """Note the ids of all events that are stored, step by step; returns whether there are any."""
     cursor.execute(query("progress"))
     [after] = cursor.fetchone()
     noted, told = 0, clock.monotonic()
@@ -101,7 +101,7 @@ def _note_ids(cursor: Any, clock: Clock) -> int:
         cursor.execute(query("note_ids"), step)
         rows, reached = cursor.fetchone()
         if not rows:
-            return noted + (after is not None)
+            return after is not None
         noted, after = noted + rows, reached
         if clock.monotonic() - told >= _LOG_SECONDS:
             told = clock.monotonic()

@@ -525,6 +525,9 @@ SELECT deleted, reached FROM delete_expired_events(%(rows_max)s, coalesce(%(sinc
 -- name: delete_expired_ids
 SELECT deleted, reached FROM delete_expired_ids(%(rows_max)s, coalesce(%(since)s, '-infinity'::timestamptz));
 
+-- name: may_make_days
+SELECT coalesce(has_function_privilege(to_regprocedure('make_days()'), 'EXECUTE'), false);
+
 -- name: make_days
 SELECT make_days();
 

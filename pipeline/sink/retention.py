@@ -34,6 +34,8 @@ class PostgresRetention:
         return replace(facts, oldest_seconds=oldest_seconds, days=DayFacts(*days))
 
     def make_days(self) -> int:
+        if not self._session.rows(query("may_make_days"))[0][0]:
+            return 0
         return int(self._session.rows(query("make_days"))[0][0])
 
     def drop_day(self) -> tuple[str, int | None] | None:

@@ -1,6 +1,7 @@
 """Events that are partitioned by day, on a real PostgreSQL: each id is stored once, by whomever; days come and go."""
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ import pytest
 
 from checks.testbed.database import ask, fail_on_insert, stored_ids
 from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
-from pipeline.errors import SinkMisconfiguredError, SinkUnavailableError
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
+from pipeline.control_store.memory_counters import MemoryCounters
+from pipeline.errors import FencedError, SinkMisconfiguredError, SinkUnavailableError
+from pipeline.names import AlarmCode
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import PostgresDeadLetters
@@ -19,6 +23,10 @@ from pipeline.sink.migrate import PostgresSchema
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.retention import PostgresRetention
 from support.records import batch, new_log_id, nothing, numbered_batch, record
+from tasks import control as tasks_control
+from tasks.app import make_app
+from tasks.context import WorkerContext
+from tasks.retention import tick
 
 LOG: Final = new_log_id()
 DAYS: Final = 30
@@ -86,9 +94,7 @@ def _age(url: str, days: float, where: str) -> None:
     ask(url, f"UPDATE log_events SET stored_at = stored_at - interval '{days} days' WHERE {where}")
 
 
-def _waits(url: str) -> None:
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
-    wait_until(lambda: bool(ask(url, waiting)), "the drain waits")
+_WAITS: Final = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
 
 
 # --- Each id once ---------------------------------------------------------------------------------------------------
@@ -133,37 +139,46 @@ def test_an_older_version_stores_nothing_twice(sink: PostgresSink, url: str) -> 
 
 
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
-@pytest.mark.parametrize("way", ["straight", "one by one"])
-def test_two_sessions_that_store_one_id_at_once(sink: PostgresSink, url: str, ends: str, way: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ("event-000002", StoreResult(stored=1)),  # COPY waits
+        ("event-000007", StoreResult(repeated=1)),  # COPY is refused at once, and the insert from the stage waits
+        ("event-!", StoreResult(dead_lettered=1)),  # both are refused at once, and a row that is tried alone waits
+    ],
+)
+def test_two_sessions_that_store_one_id_at_once(
+    owner: Settings, sink: PostgresSink, url: str, *, ends: str, first: str, expected: StoreResult
+) -> None:
     # Given a session that has stored two events and has not committed
-    if way == "one by one":
-        fail_on_insert(url, "22023", when="NEW.event_id = 'event-000009'")
+    sink.store(LOG, 1, 0, batch(0, [record(7)]), before_commit=nothing)
+    fail_on_insert(url, "22023", when="NEW.event_id = 'event-!'")
     results: list[StoreResult] = []
-    values = [record(number) for number in (0, 1, 9 if way == "one by one" else 2)]
-    with contextlib.closing(PostgresSink(Settings(database_url=url))) as other:
-        other.session.count("BEGIN")
-        for number in (0, 1):
-            same = _insert(f"event-{number:06d}").replace(
-                "'c', 'INFO', 'm', 's'", f"'request-{number}', 'INFO', 'message {number}', 'tests'"
-            )
-            stamped = same.replace(
-                "now(), now(), 'other'", f"to_timestamp({1_700_000_000 + number / 1000}), now(), 'other'"
-            )
-            other.session.count(stamped)
-        # When a drain stores the same ids / Then it waits
-        drain = threading.Thread(
-            target=lambda: results.append(sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing)), daemon=True
-        )
-        drain.start()
-        _waits(url)
-        getattr(other.session, ends)()
-        drain.join(WAIT_SECONDS_MAX)
-    # And counts them as repeats if they were stored: none is a dead letter, and each is there once
-    [result] = results
-    refused = 1 if way == "one by one" else 0
-    stored = (0 if ends == "commit" else 2) + 1 - refused
-    assert result == StoreResult(stored=stored, repeated=2 if ends == "commit" else 0, dead_lettered=refused)
-    assert len(stored_ids(url)) == 3 - refused
+    values = [record(int(first[6:]) if first[6:].isdigit() else 8, event_id=first), record(0), record(1)]
+    with contextlib.closing(PostgresSink(owner)) as other:
+        begun = threading.Event()
+
+        def before_commit() -> None:
+            begun.set()
+            wait_until(lambda: bool(ask(url, _WAITS)), "the drain waits")
+            if ends == "rollback":
+                raise FencedError
+
+        def store_first() -> None:
+            with contextlib.suppress(FencedError):
+                other.store(LOG, 2, 0, numbered_batch(0, 2), before_commit=before_commit)
+
+        earlier = threading.Thread(target=store_first, daemon=True)
+        earlier.start()
+        begun.wait(WAIT_SECONDS_MAX)
+        # When a drain stores the same ids, it waits for that session
+        results.append(sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing))
+        earlier.join(WAIT_SECONDS_MAX)
+    # Then it counts them as repeats if they were stored: none is a dead letter, and each is there once
+    repeated, stored = (2, 0) if ends == "commit" else (0, 2)
+    result = dataclasses.replace(expected, stored=expected.stored + stored, repeated=expected.repeated + repeated)
+    assert results == [result]
+    assert len(stored_ids(url)) == 3 + expected.stored
 
 
 def test_an_id_with_other_content_is_found_in_an_earlier_day(sink: PostgresSink, url: str) -> None:
@@ -328,6 +343,56 @@ def test_ids_expire_after_their_events_only(owner: Settings, sink: PostgresSink,
     assert ask(url, "SELECT event_id FROM event_ids ORDER BY 1") == [(str(2 * DAYS - 1),), ("event-000000",)]
     assert retention.drop_day() == (kept, 1)
     assert retention.delete_ids(rows_max=9, since=None)[0] == 1
+
+
+# --- Ticks of the control worker ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def context(owner: Settings) -> Iterator[WorkerContext]:
+    """The parts of a control worker; the control store is in memory."""
+    server = MemoryServer()
+    with contextlib.closing(WorkerContext(owner)) as made:
+        vars(made)["control_store"] = MemoryControlStore(owner, server)
+        vars(made)["troubles"] = MemoryTroubles(owner, server)
+        vars(made)["counters"] = MemoryCounters(server)
+        made.control_store.restore([], actor="tests")
+        yield made
+
+
+def test_a_tick_drops_days_and_counts_their_events(
+    context: WorkerContext, retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    gone = [_make_day(url, DAYS + days) for days in (1, 2)]
+    _store(sink, 0, 6)
+    _age(url, DAYS + 1, "log_offset < 2")
+    _age(url, DAYS + 2, "log_offset = 3")
+    tick(context)
+    assert not set(gone) & set(_leaves(url))
+    assert context.counters.totals()["expired:log_events"] == 3
+    assert context.troubles.reported() == {}
+
+
+def test_a_tick_reports_ids_that_are_lost(
+    context: WorkerContext, retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    _store(sink, 0, 1)
+    ask(url, "TRUNCATE event_ids")
+    tick(context)
+    [[trouble]] = context.troubles.reported().values()
+    assert trouble.code == AlarmCode.RETENTION
+    assert "event_ids lacks the id event-000000" in trouble.what
+
+
+def test_days_are_made_whatever_the_settings_of_the_control_worker_are(
+    context: WorkerContext, owner: Settings, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = _leaves(url)[-2]
+    ask(url, f"DROP TABLE {last}")
+    vars(context)["settings"] = dataclasses.replace(owner, events_by_day=False, retention_days=0)
+    monkeypatch.setattr(tasks_control, "context_of", lambda _settings: context)
+    make_app(context.settings).tasks["sluice.measure"].run()
+    assert last in _leaves(url)
 
 
 # --- Rights ---------------------------------------------------------------------------------------------------------

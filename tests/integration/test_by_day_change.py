@@ -109,7 +109,9 @@ def test_a_change_that_is_killed_anywhere_goes_on(
     while not is_done:
         name = f"test_{uuid.uuid4().hex}"
         ask(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
-        settings = Settings(database_url=postgres.url.rpartition("/")[0] + f"/{name}", sink_call_seconds_max=60.0)
+        settings = Settings(
+            database_url=postgres.url.rpartition("/")[0] + f"/{name}", sink_call_seconds_max=PATIENT_SINK_SECONDS
+        )
         # When it is killed after each of its statements
         with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
             dying = _Dying(cursor, statements)

@@ -27,11 +27,12 @@ BEGIN
 END $body$;
 
 -- The same while the table changes over, and its own index still keeps ids unique: a step of the change may have noted
--- some of them already.
+-- some of them already. An event that was deleted and is stored again has a new time.
 CREATE FUNCTION @home.copy_event_ids() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
-    INSERT INTO @home.event_ids (event_id, stored_at) SELECT event_id, stored_at FROM new_events ON CONFLICT DO NOTHING;
+    INSERT INTO @home.event_ids (event_id, stored_at) SELECT event_id, stored_at FROM new_events
+    ON CONFLICT (event_id) DO UPDATE SET stored_at = EXCLUDED.stored_at;
     RETURN NULL;
 END $body$;
 
