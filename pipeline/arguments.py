@@ -5,9 +5,9 @@ import argparse
 MIGRATE_DETAILS = (
     "Update the database's schema as the role of MIGRATE_DATABASE_URL, and grant the user of DATABASE_URL its rights; "
     "make that user if it is missing. Without MIGRATE_DATABASE_URL: as the user of DATABASE_URL. With EVENTS_BY_DAY, "
-    "partition log_events by day. Write RETENTION_DAYS, DEAD_LETTER_DAYS and DEDUP_DAYS into the database, and make the "
-    "indexes that they need. It can be interrupted and run again. Exit status: 0, 1 if it failed, 2 if a setting is "
-    "wrong."
+    "partition log_events by day. Write RETENTION_DAYS, DEAD_LETTER_DAYS and DEDUP_DAYS into the database, and make "
+    "the indexes that they need. It can be interrupted and run again. Exit status: 0, 1 if it failed, 2 if a setting "
+    "is wrong."
 )
 
 

@@ -25,6 +25,7 @@ import psycopg2
 
 from checks.bench.drain import File, fresh_database, records_of
 from checks.bench.machine import started
+from checks.bench.process import cpu_seconds
 from checks.testbed.database import ask
 from pipeline.errors import SinkUnavailableError
 from pipeline.ports.log import LogBatch
@@ -63,8 +64,11 @@ CREATE INDEX log_events_event_time ON log_events
 """
 
 
-def _copied(settings: Settings, rows: int, *, ids_too: bool) -> float:
-    """Rows/s of COPY and COMMIT in batches of the drain's size; their bytes are made beforehand."""
+def _copied(settings: Settings, rows: int, *, ids_too: bool) -> tuple[float, float]:
+    """Rows/s of COPY and COMMIT in batches of the drain's size, and rows for each CPU-second of PostgreSQL's process.
+
+    Their bytes are made beforehand.
+    """
     encoder, records = RowEncoder(), records_of(0, rows)
     prepared = []
     for first in range(0, rows, BATCH_RECORDS):
@@ -75,32 +79,35 @@ def _copied(settings: Settings, rows: int, *, ids_too: bool) -> float:
     with contextlib.closing(psycopg2.connect(settings.database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
         connection.commit()
-        began = time.monotonic()
+        backend = connection.info.backend_pid
+        began, used = time.monotonic(), cpu_seconds(backend)
         for chunks, ids_of in prepared:
             cursor.copy_expert(query("copy_events"), File(chunks))
             if ids_of:
                 cursor.copy_expert(_COPY_IDS, File(ids_of))
             connection.commit()
-        return rows / (time.monotonic() - began)
+        return rows / (time.monotonic() - began), rows / (cpu_seconds(backend) - used)
 
 
 def ratios(server: Server, rows: int, rounds: int) -> None:
     """Print the rates of the three ways, and the ratios of their rounds."""
-    rates: dict[str, list[float]] = {"by day": [], "bare": [], "one table": []}
+    rates: dict[str, list[tuple[float, float]]] = {"by day": [], "bare": [], "one table": []}
     for _ in range(rounds):
         for way, found in rates.items():
             with fresh_database(server, Settings(), by_day=way != "one table") as fresh:
                 if way == "bare":
                     ask(fresh.database_url, "ALTER TABLE log_events DISABLE TRIGGER log_events_ids")
                 found.append(_copied(fresh, rows, ids_too=way == "bare"))
-    for way, found in rates.items():
-        print(
-            f"COPY, {way}: {statistics.median(found):,.0f} rows/s (rounds: {', '.join(f'{one:,.0f}' for one in found)})"
-        )
-    for way in ("bare", "one table"):
-        shares = [one / other for one, other in zip(rates["by day"], rates[way], strict=True)]
-        each = ", ".join(f"{one:.2f}" for one in shares)
-        print(f"COPY by day / {way}: {statistics.median(shares):.2f} (rounds: {each})", flush=True)
+    for number, of_what in enumerate(("second", "second of PostgreSQL's CPU")):
+        for way, found in rates.items():
+            each = ", ".join(f"{one[number]:,.0f}" for one in found)
+            print(
+                f"COPY, {way}: {statistics.median(one[number] for one in found):,.0f} rows a {of_what} (rounds: {each})"
+            )
+        for way in ("bare", "one table"):
+            shares = [one[number] / other[number] for one, other in zip(rates["by day"], rates[way], strict=True)]
+            each = ", ".join(f"{one:.2f}" for one in shares)
+            print(f"COPY by day / {way}, by {of_what}: {statistics.median(shares):.2f} (rounds: {each})", flush=True)
 
 
 class Draining:
