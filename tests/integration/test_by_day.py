@@ -367,7 +367,8 @@ def test_a_tick_drops_days_and_counts_their_events(
     _store(sink, 0, 6)
     _age(url, DAYS + 1, "log_offset < 2")
     _age(url, DAYS + 2, "log_offset = 3")
-    tick(context)
+    for _ in range(len(gone) + 1):  # consumers count as behind, since the mode is unknown: one day a tick
+        tick(context)
     assert not set(gone) & set(_leaves(url))
     assert context.counters.totals()["expired:log_events"] == 3
     assert context.troubles.reported() == {}
@@ -416,7 +417,7 @@ def test_sluices_user_stores_and_lets_days_go_and_nothing_else(
     [today] = [
         name for (name,) in ask(url, "SELECT leaf::text FROM day_bounds() WHERE begins <= now() AND ends > now()")
     ]
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as used:
+    with contextlib.closing(PostgresSink(dataclasses.replace(owner, database_url=user_url))) as used:
         _store(used, 0, 2)
         again = batch(2, [record(0), record(1, message="another"), b"broken"])
         expected = StoreResult(repeated=1, conflicting=1, dead_lettered=1)
