@@ -15,7 +15,7 @@ import yaml
 
 import pipeline.metrics
 from checks.testbed.processes import ROOT
-from monitoring import commands_table, dashboard, metrics_table
+from monitoring import addresses_table, commands_table, dashboard, metrics_table
 from pipeline import __version__
 from pipeline.names import BreakerState, ControlEventKind
 
@@ -161,6 +161,13 @@ def test_the_page_of_commands_is_what_they_say() -> None:
     assert written == commands_table.page(), "python -m monitoring.commands_table > docs/commands.md"
     assert all(f"| `{kind.value}` | " in written for kind in ControlEventKind)
     assert "| `skip_gap [--dry-run] <partition> <from> <to> [reason …]` |" in written
+
+
+def test_the_page_of_addresses_has_every_operation_of_the_contract() -> None:
+    written = (ROOT / "docs" / "addresses.md").read_text()
+    assert written == addresses_table.page(), "python -m monitoring.addresses_table > docs/addresses.md"
+    paths = yaml.safe_load((ROOT / "ingest" / "openapi" / "openapi.yaml").read_text())["paths"]
+    assert set(re.findall(r"^\| `[A-Z]+ ([^`]+)` \|", written, re.MULTILINE)) == set(paths)
 
 
 def test_every_metric_tells_something_and_is_named_as_prometheus_asks() -> None:
