@@ -146,6 +146,10 @@ def test_a_healthy_system_has_nothing_to_do(browser: Browser, edge: RunningInges
     seen = Reading(browser, edge, **WIDE).show(HEALTHY)
     assert seen.text("#headline").startswith("All is well")
     assert not seen.page.locator("#look dl").is_visible()
+    # And it says on how many servers an event is
+    assert "log: Redis Streams, single copy" in seen.text(".cards")
+    replicated = Reading(browser, edge, **WIDE).show(replace(HEALTHY, log_copies=3, event_log="kafka", at=NOW + 1))
+    assert "log: Kafka, 3 copies" in replicated.text(".cards")
 
 
 def test_control_events_fold_and_the_rare_come_first(browser: Browser, edge: RunningIngest) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from pipeline.health.snapshot import HealthInputs, Outlook, make_inputs
 from pipeline.names import BreakerState, Mode, Severity
 from pipeline.ports.control import Alarm, Consumption, ControlState, PublishedRate
@@ -29,6 +31,21 @@ def test_the_controller_is_believed_about_lag_and_progress() -> None:
     assert dict(inputs.no_progress_seconds) == {0: 31.0}
     assert inputs.drain_rate == 50.0
     assert (inputs.mode, inputs.alarms, inputs.floor_rate) == (Mode.NORMAL, (ALARM,), 90.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [
+        ({}, 1),
+        ({"log_replicas_min": 1}, 2),
+        ({"event_log_url": "kafka://h:1"}, 1),
+        ({"event_log_url": "kafka://h:1", "kafka_replication": 3}, 2),
+    ],
+)
+def test_how_many_servers_have_an_event_is_that_of_the_settings(changes: dict[str, Any], copies: int) -> None:
+    known: dict[str, Any] = {"at": 102.0, "controller_age": 2.0, "store_problem": None, "log_problem": None}
+    inputs = make_inputs(replace(SETTINGS, **changes), state=STATE, outlook=BY_LOG, **known)
+    assert inputs.log_copies == copies
 
 
 def test_a_log_that_was_told_of_commits_that_postgresql_lost_hides_no_lag() -> None:

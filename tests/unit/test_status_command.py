@@ -46,6 +46,13 @@ def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
     assert text.startswith("HEALTHY at 22:13:20 UTC")
 
 
+def test_a_single_copy_is_named_and_copies_are_counted() -> None:
+    for copies, words in ((1, "Redis Streams, single copy"), (2, "Redis Streams, 2 copies")):
+        inputs = replace(HEALTHY, log_copies=copies)
+        assert f"event log    {words}" in screen(inputs)
+        assert inputs_document(inputs, judge(inputs))["logCopies"] == copies
+
+
 def test_levels_are_shown_where_they_are_on() -> None:
     levels = {Level.DEBUG: LevelTraffic(0.0, 400.0), Level.ERROR: LevelTraffic(50.0, 0.0)}
     traffic = Traffic(50.0, 400.0, 0.5, 0.0, levels=levels)
