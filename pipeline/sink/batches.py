@@ -7,7 +7,7 @@ and tries rows one by one if PostgreSQL refuses them.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
@@ -150,7 +150,7 @@ def _write_piece(
         stored = staged - repeated
     conflicts: list[int] = []
     if stored < staged:
-        found = session.rows(query("conflicts_in_stage_by_day" if is_by_day else "conflicts_in_stage"))
+        found = _conflicts_by_day(session) if is_by_day else session.rows(query("conflicts_in_stage"))
         ids = {(log_id, partition, offset): event_id for event_id, log_id, partition, offset in found}
         if ids:
             conflicts = [index for index, row in enumerate(rows, first) if row is not None and positions(index) in ids]
@@ -159,6 +159,14 @@ def _write_piece(
     written.repeated += staged - stored - len(conflicts)
     written.conflicts += conflicts
     written.letters += letters
+
+
+def _conflicts_by_day(session: Session) -> list[tuple[Any, ...]]:
+    """The staged rows whose ids are stored with other content, day by day."""
+    found = []
+    for begins, ends in session.rows(query("days_of_repeats")):
+        found += session.rows(query("conflicts_in_stage_by_day"), {"begins": begins, "ends": ends})
+    return found
 
 
 def _insert_from_stage(session: Session, *, is_by_day: bool) -> int:

@@ -7,6 +7,8 @@ SET synchronous_commit = on;
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET TimeZone = 'UTC';
 SET client_min_messages = warning;
+-- Each statement is short. PostgreSQL judges the cost of one over many partitions too high, and compiles it for seconds.
+SET jit = off;
 -- The server ends a statement that waits for a lock, with an error. If the client only shut down its socket, the
 -- backend would continue to wait, and keep the partition's lock during that time.
 SET lock_timeout = %(lock_ms)s;
@@ -357,15 +359,22 @@ WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, st
    OR (stored.event_time <> staged.event_time
        AND (stored.event_time < stored.received_at OR staged.event_time < staged.received_at));
 
+-- name: days_of_repeats
+-- The days (UTC) in which the events with the staged ids were stored.
+SELECT DISTINCT day::text, (day + interval '24 hours')::text
+FROM event_stage JOIN event_ids AS noted USING (event_id), date_trunc('day', noted.stored_at, 'UTC') AS day
+WHERE day IS NOT NULL;
+
 -- name: conflicts_in_stage_by_day
--- The same. The time that is noted with an id leads to the partition that may hold it: OFFSET 0 keeps PostgreSQL from
--- reading all of them instead. An event whose day was dropped has no content to compare with: its repeat is no conflict.
+-- The same, among the events of one day. Its bounds are literals: so PostgreSQL plans and locks one partition only. With
+-- hundreds of days, a plan of all takes seconds, and thousands of locks. OFFSET 0 keeps it from reading the whole day. An
+-- event whose day was dropped has no content to compare with: its repeat is no conflict.
 SELECT staged.event_id, staged.log_id, staged.log_partition, staged.log_offset
 FROM event_stage AS staged
-JOIN event_ids AS noted ON noted.event_id = staged.event_id
 CROSS JOIN LATERAL (
     SELECT * FROM log_events AS kept
-    WHERE kept.event_id = noted.event_id AND kept.stored_at = noted.stored_at
+    WHERE kept.event_id = staged.event_id
+      AND kept.stored_at >= %(begins)s::timestamptz AND kept.stored_at < %(ends)s::timestamptz
     OFFSET 0
 ) AS stored
 WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, stored.attributes)

@@ -190,6 +190,27 @@ def test_an_id_with_other_content_is_found_in_an_earlier_day(sink: PostgresSink,
     assert PostgresDeadLetters(sink.session).count().conflicts == 2
 
 
+def test_a_repeat_locks_its_own_day_only(sink: PostgresSink, url: str) -> None:
+    # Given an event of an earlier day, and another day / When it comes again, with other content
+    _store(sink, 0, 2)
+    own, other = _make_day(url, 2), _make_day(url, 3)
+    _age(url, 2, "event_id = 'event-000001'")
+    held: set[str] = set()
+
+    def look() -> None:
+        locked = "SELECT DISTINCT relation::regclass::text FROM pg_locks WHERE locktype = 'relation' AND pid <> %s"
+        with contextlib.closing(psycopg2.connect(url)) as looking, looking.cursor() as cursor:
+            cursor.execute(locked, [looking.info.backend_pid])
+            held.update(name for (name,) in cursor.fetchall())
+
+    result = sink.store(LOG, 0, 2, batch(2, [record(1, message="another"), record(2)]), before_commit=look)
+    # Then the drain has no lock on the other one: with hundreds of days, PostgreSQL runs out of locks
+    assert result == StoreResult(stored=1, conflicting=1)
+    assert own in held
+    assert not any(name.startswith((other, "log_events_default")) for name in held)
+    assert sink.session.rows("SHOW jit") == [("off",)]  # it would compile the plan of many partitions for seconds
+
+
 def test_an_id_outlives_its_event(retention: PostgresRetention, sink: PostgresSink, url: str) -> None:
     # Given an event whose day was dropped
     _store(sink, 0, 1)
