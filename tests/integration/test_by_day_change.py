@@ -73,6 +73,9 @@ def test_a_table_with_events_becomes_the_first_partition(
     assert sink.session.generation == generation
     _is_sound(database_url, events=STORED + 1)
     assert ask(database_url, "SELECT count(*) FROM log_events_before") == [(STORED + 1,)]
+    # And no index was built: the old ones became parts of the new ones
+    built = "SELECT count(*) FROM pg_index WHERE indrelid = 'log_events_before'::regclass"
+    assert ask(database_url, built) == [(3,)]
 
 
 def test_an_empty_table_leaves_no_partition(owner: Settings, database_url: str) -> None:
