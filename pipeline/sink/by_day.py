@@ -34,8 +34,28 @@ def partition_by_day(cursor: Any, clock: Clock) -> list[str]:
     cursor.execute(query("changeover_facts"))
     is_by_day, obstacles, is_noting, has_end = cursor.fetchone()
     done = _mended(cursor, clock) if is_by_day else _changed(cursor, clock, obstacles, is_noting, has_end)
+    return done + _days_made(cursor, clock)
+
+
+def _days_made(cursor: Any, clock: Clock) -> list[str]:
+    """Make the days ahead, also if the default partition is large: PostgreSQL reads it while events are stored."""
     cursor.execute(query("make_days"))
-    return done
+    cursor.execute(query("default_in_the_way"))
+    found = cursor.fetchone()
+    if found is None:
+        return []
+    # As begin_changeover does with log_events: an autovacuum of it ends.
+    lock = (
+        f"SET LOCAL lock_timeout = '30s'; LOCK TABLE ONLY {found[0]} IN SHARE UPDATE EXCLUSIVE MODE; "
+        "SET LOCAL lock_timeout = '500ms';"
+    )
+    _under_lock(cursor, clock, lambda: cursor.execute(lock + query("set_default_end")))
+    cursor.execute(f"ALTER TABLE {found[0]} VALIDATE CONSTRAINT log_events_default_end")
+    cursor.execute(query("make_days"))
+    [made] = cursor.fetchone()
+    drop = f"ALTER TABLE {found[0]} DROP CONSTRAINT log_events_default_end; COMMIT"
+    _under_lock(cursor, clock, lambda: cursor.execute(lock + drop))
+    return [f"made the partitions of {made} days ahead; until they begin, events are stored in {found[0]}"]
 
 
 def _changed(cursor: Any, clock: Clock, obstacles: list[str], is_noting: bool, has_end: bool) -> list[str]:
@@ -66,18 +86,22 @@ def _changed(cursor: Any, clock: Clock, obstacles: list[str], is_noting: bool, h
 
 def _swap(cursor: Any) -> bool:
     """Put the partitioned table in the place of log_events. False: its end must be set first, and nothing was done."""
-    cursor.execute(query("lock_for_swap"))
-    [is_empty] = cursor.fetchone()
+    # Under the lock of begin_changeover: nobody who stores waits for it, and nobody else changes the table.
     cursor.execute(query("changeover_facts"))
     _, obstacles, is_noting, has_end = cursor.fetchone()
     if obstacles or not is_noting:
         raise SchemaError(f"log_events was changed meanwhile ({', '.join(obstacles) or 'a trigger'}): run this again")
-    if not is_empty and not has_end:
+    cursor.execute(query("has_events"))
+    [has_events] = cursor.fetchone()
+    if has_events and not has_end:
         cursor.execute("ROLLBACK")
         return False
-    cursor.execute(_swap_statement())
-    cursor.execute(query("end_of_swap"))
-    cursor.execute("COMMIT")
+    try:
+        # In one message: if this process is frozen, it holds no lock that others wait for.
+        cursor.execute("\n".join([query("lock_for_swap"), _swap_statement(), query("end_of_swap")]))
+    except psycopg2.errors.ObjectNotInPrerequisiteState:
+        cursor.execute("ROLLBACK")
+        return False
     return True
 
 

@@ -698,12 +698,36 @@ COMMIT;
 -- It reads the table, and holds up nobody who stores.
 ALTER TABLE log_events VALIDATE CONSTRAINT log_events_before_end;
 
+-- name: has_events
+SELECT EXISTS (SELECT FROM log_events);
+
 -- name: lock_for_swap
 LOCK TABLE log_events IN ACCESS EXCLUSIVE MODE;
-SELECT NOT EXISTS (SELECT FROM log_events);
 
 -- name: end_of_swap
 DROP TABLE IF EXISTS event_ids_progress;
+COMMIT;
+
+-- name: default_in_the_way
+-- The default partition, if it is why days ahead can't be made: see make_days.
+SELECT bounds.leaf::text FROM day_bounds() AS bounds
+WHERE bounds.begins IS NULL AND pg_relation_size(bounds.leaf) > 4 << 20 AND NOT EXISTS (
+    SELECT FROM day_bounds() WHERE begins <= date_trunc('day', now(), 'UTC') + interval '168 hours'
+      AND ends > date_trunc('day', now(), 'UTC') + interval '168 hours');
+
+-- name: set_default_end
+-- No event of the days from then on is in the default partition: so they can be made without reading it.
+DO $set_end$
+DECLARE
+    leaf CONSTANT regclass := (SELECT bounds.leaf FROM day_bounds() AS bounds WHERE begins IS NULL);
+BEGIN
+    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT IF EXISTS log_events_default_end, '
+                   'ADD CONSTRAINT log_events_default_end '
+                   'CHECK (stored_at < %L OR stored_at >= %L OR stored_at IS NULL) NOT VALID',
+                   leaf, date_trunc('day', now(), 'UTC') + interval '72 hours',
+                   date_trunc('day', now(), 'UTC') + interval '240 hours');
+END $set_end$;
+COMMIT;
 
 -- name: mend_triggers
 -- Of a table by day.

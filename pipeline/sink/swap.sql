@@ -36,6 +36,9 @@ BEGIN
     END LOOP;
     EXECUTE format('ALTER TABLE %s.log_events RENAME TO log_events_before', home);
     EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s.log_events_before)', home) INTO is_empty;
+    IF NOT is_empty AND end_of_old IS NULL THEN
+        RAISE EXCEPTION 'log_events was empty, and is not any more' USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
 
     EXECUTE format('CREATE TABLE %1$s.log_events (LIKE %1$s.log_events_before INCLUDING ALL EXCLUDING INDEXES '
                    'EXCLUDING IDENTITY) PARTITION BY RANGE (stored_at)', home);

@@ -316,6 +316,32 @@ def test_a_clock_that_jumps_to_a_day_without_a_partition_loses_nothing(
     assert retention.delete_events(rows_max=3, since=None)[0] == 1
 
 
+def test_days_are_made_beside_a_large_default_partition_without_reading_it_under_a_lock(
+    owner: Settings, retention: PostgresRetention, sink: PostgresSink, url: str
+) -> None:
+    # Given a table for which nobody made days for weeks
+    for name in _leaves(url):
+        if name != "log_events_default":
+            ask(url, f"DROP TABLE {name}")
+    columns = _COLUMNS.replace("event_time", "stored_at, event_time")
+    ask(
+        url,
+        f"INSERT INTO log_events ({columns}) SELECT 'old-' || number, 'c', 'INFO', repeat('m', 1000), 's', "
+        "now() - number * interval '1 minute', now(), now(), 'other', 0, 0 FROM generate_series(1, 6000) AS number",
+    )
+    # When the control worker would make them / Then it leaves that: each new one would hold up drains
+    assert retention.make_days() == 0
+    # And `migrate` makes those of which there can be no events yet, and leaves no check
+    said = PostgresSchema(owner).partition_by_day()
+    assert said == ["made the partitions of 5 days ahead; until they begin, events are stored in log_events_default"]
+    assert PostgresSchema(owner).partition_by_day() == []
+    assert ask(url, "SELECT 1 FROM pg_constraint WHERE conname = 'log_events_default_end'") == []
+    _store(sink, 0, 2)
+    facts = retention.facts().days
+    assert facts is not None
+    assert (facts.has_today, facts.days_ahead, facts.unnoted_id) == (False, 5, None)
+
+
 def test_only_days_that_expired_as_a_whole_are_dropped(
     retention: PostgresRetention, sink: PostgresSink, url: str
 ) -> None:

@@ -100,6 +100,34 @@ class _Dying:
         return getattr(self._cursor, name)
 
 
+class _Watched(_Dying):
+    """A cursor that looks, after each statement, which locks its session holds that a drain would wait for."""
+
+    def __init__(self, cursor: Any, url: str) -> None:
+        super().__init__(cursor, -1)
+        self._url = url
+        self.held: list[Any] = []
+
+    def execute(self, *statement: Any) -> None:
+        super().execute(*statement)
+        self.held += ask(
+            self._url,
+            "SELECT relation::regclass::text, mode FROM pg_locks WHERE pid = %s AND granted AND locktype = 'relation' "
+            "AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')",
+            [self._cursor.connection.info.backend_pid],
+        )
+
+
+def test_no_drain_waits_for_a_change_whose_process_is_frozen(
+    owner: Settings, sink: PostgresSink, database_url: str
+) -> None:
+    with contextlib.closing(connect(owner)) as connection, connection.cursor() as cursor:
+        watched = _Watched(cursor, database_url)
+        assert by_day.partition_by_day(watched, SystemClock()) == [BY_DAY]
+    assert watched.held == []
+    _is_sound(database_url, events=STORED)
+
+
 def test_a_change_that_is_killed_anywhere_goes_on(
     owner: Settings, sink: PostgresSink, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

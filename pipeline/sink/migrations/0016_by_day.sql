@@ -76,7 +76,9 @@ $body$;
 
 -- Makes the partitions of today and of the next seven days, as far as they are missing. It does not hold up a drain: the
 -- locks that it takes are those of the new partition, of the default one, and SHARE UPDATE EXCLUSIVE. A day of which the
--- default partition already has events stays there, and so does one whose name another table has.
+-- default partition already has events stays there, and so does one whose name another table has. PostgreSQL reads the
+-- default partition for each new one, and who stores in it waits meanwhile. So if that is large, and today's events go
+-- there, only such days are made as a valid check of it excludes (`migrate` adds one).
 CREATE FUNCTION @home.make_days(OUT made integer)
 LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = '500ms' SET timezone = 'UTC' SET datestyle = 'ISO, YMD'
 SET search_path = pg_catalog, pg_temp AS $body$
@@ -88,18 +90,33 @@ DECLARE
     place   text;
     day     timestamptz;
     leaf    text;
+    bound   record;
+    rest    regclass;
+    begins_at timestamptz := '-infinity';
 BEGIN
     made := 0;
-    -- A change of the table that was begun and not finished: its bound would soon refuse new events.
-    IF (SELECT substring(pg_get_constraintdef(oid) FROM '''([^'']+)''')::timestamptz < now() + interval '24 hours'
-        FROM pg_constraint WHERE conrelid = @root::regclass AND conname = 'log_events_before_end') THEN
-        ALTER TABLE @log_events DROP CONSTRAINT log_events_before_end;
-    END IF;
+    -- A change that was begun and not finished: its bound would soon refuse new events.
+    FOR bound IN
+        SELECT conrelid::regclass AS place, conname FROM pg_constraint
+        WHERE conname IN ('log_events_before_end', 'log_events_default_end')
+          AND (conrelid = @root::regclass OR conrelid IN (SELECT day_bounds.leaf FROM @home.day_bounds()))
+          AND substring(pg_get_constraintdef(oid) FROM '''([^'']+)''')::timestamptz < now() + interval '24 hours'
+    LOOP
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', bound.place, bound.conname);
+    END LOOP;
     IF NOT @home.is_by_day() OR NOT EXISTS (
         SELECT FROM unnest(days) AS wanted (day)
         WHERE NOT EXISTS (SELECT FROM @home.day_bounds() WHERE begins <= wanted.day AND ends > wanted.day)
     ) THEN
         RETURN;
+    END IF;
+    SELECT bounds.leaf INTO rest FROM @home.day_bounds() AS bounds WHERE bounds.begins IS NULL;
+    IF pg_relation_size(rest) > 4 << 20
+        AND NOT EXISTS (SELECT FROM @home.day_bounds() WHERE begins <= now() AND ends > now()) THEN
+        begins_at := coalesce((
+            SELECT substring(pg_get_constraintdef(oid) FROM '''([^'']+)''')::timestamptz FROM pg_constraint
+            WHERE conrelid = rest AND conname = 'log_events_default_end' AND convalidated
+        ), 'infinity');
     END IF;
     LOCK TABLE ONLY @log_events IN SHARE UPDATE EXCLUSIVE MODE;  -- one at a time, and nobody changes its columns
     -- As the owner set them for the default partition.
@@ -108,7 +125,7 @@ BEGIN
     FROM @home.day_bounds() AS bounds JOIN pg_class ON pg_class.oid = bounds.leaf
     LEFT JOIN pg_tablespace ON pg_tablespace.oid = reltablespace WHERE bounds.begins IS NULL;
     FOREACH day IN ARRAY days LOOP
-        CONTINUE WHEN EXISTS (
+        CONTINUE WHEN day < begins_at OR EXISTS (
             SELECT FROM @home.day_bounds() WHERE ends > day AND begins < day + interval '24 hours'
         );
         leaf := 'log_events_' || to_char(day, 'YYYYMMDD');
