@@ -67,6 +67,7 @@ def _acted_out(name: str, act: Act, out: Path | None) -> bool:
     problem = None
     began = time.monotonic()
     try:
+        act.await_scrapes()
         for scenario in SCENARIOS[name]:
             act.note(scenario.__doc__ or name)
             scenario(act)

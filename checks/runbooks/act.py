@@ -257,6 +257,12 @@ class Act:
         )
         self.note(f"status shows no {', '.join(codes)} any more after {time.monotonic() - began:.0f} s")
 
+    def await_scrapes(self) -> None:
+        """Wait until Prometheus has scraped each of its targets: it sees no increase before its first scrape."""
+        url = self.urls.get("PROMETHEUS_URL", "")
+        if url:
+            self._until(lambda: _are_scraped(url), "Prometheus' first scrape of each target")
+
     def see_alert(self, name: str, url: str = "") -> None:
         """Wait until Prometheus has an alert: firing, or pending while its condition has not held for long enough."""
         url = url or self.urls.get("PROMETHEUS_URL", "")
@@ -284,6 +290,12 @@ class Act:
             if time.monotonic() > deadline:
                 raise NotActedOutError(f"not within {SECONDS_MAX:.0f} s: {what}")
             time.sleep(0.2)
+
+
+def _are_scraped(url: str) -> bool:
+    with urllib.request.urlopen(f"{url}/api/v1/targets?state=active", timeout=20) as answer:
+        targets = json.loads(answer.read())["data"]["activeTargets"]
+    return bool(targets) and all(one["health"] != "unknown" for one in targets)
 
 
 def _alert_state(url: str, name: str) -> str | None:
