@@ -150,7 +150,7 @@ def _selectors(expression: str) -> list[str]:
     widened: a status that was not answered, a state that was not taken."""
     names = re.findall(r"[a-z_:][a-z0-9_:]*(?:\{[^}]*\})?", NO_METRIC.sub(r"\1", expression))
     words = {"max", "min", "sum", "rate", "increase", "histogram_quantile", "by", "or", "vector", "absent", "deriv"}
-    words |= {"clamp_min", "count", "label_replace", "m", "s", "for", "e"}
+    words |= {"clamp_min", "count", "label_replace", "unless", "m", "s", "for", "e"}
     found = [name for name in names if re.split(r"\{", name)[0] not in words and len(name) > 1]
     return [re.sub(r"\{[^}]*status[^}]*\}", "", name) for name in found]
 
