@@ -99,6 +99,8 @@ SELECT
         SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attname = 'event_id' AND attnum = indkey[0]
         WHERE indrelid = to_regclass(events.home || '.event_ids') AND indnkeyatts = 1 AND indisunique AND indimmediate
           AND indisvalid AND indpred IS NULL
+    ) AND EXISTS (
+        SELECT FROM pg_class WHERE oid = to_regclass(events.home || '.event_ids') AND relpersistence = 'p'
     )
 FROM (
     SELECT pg_class.oid, format('%%I', nspname) AS home,

@@ -75,8 +75,8 @@ def _table_problems(facts: TableFacts) -> Iterator[str]:
     if facts.is_by_day and not facts.has_noted_ids:
         yield (
             "log_events is partitioned by day, and its trigger log_events_ids is missing or not ENABLE ALWAYS, or "
-            "event_ids has no unique index on event_id: an event could be stored twice: run `EVENTS_BY_DAY=yes python "
-            "-m pipeline migrate`, which makes the trigger again"
+            "event_ids is UNLOGGED or has no unique index on event_id: an event could be stored twice: run "
+            "`EVENTS_BY_DAY=yes python -m pipeline migrate`, which makes the trigger again"
         )
     if not facts.has_unique_ids and not facts.is_by_day:
         yield (

@@ -253,6 +253,15 @@ def test_a_table_that_does_not_note_ids_is_refused(owner: Settings, url: str, ch
     assert PostgresSchema(owner).partition_by_day() == []
 
 
+def test_ids_that_a_crash_would_empty_are_refused(owner: Settings, url: str) -> None:
+    ask(url, "ALTER TABLE event_ids SET UNLOGGED")
+    with contextlib.closing(PostgresSink(owner)) as sink:
+        with pytest.raises(SinkMisconfiguredError, match="or event_ids is UNLOGGED"):
+            sink.probe()
+        ask(url, "ALTER TABLE event_ids SET LOGGED")
+        sink.probe()
+
+
 def test_ids_that_are_lost_are_reported_and_noted_again(
     owner: Settings, retention: PostgresRetention, sink: PostgresSink, url: str
 ) -> None:
