@@ -29,6 +29,9 @@ _RECONNECT_MS_MAX: Final = 1_000
 # One call of `poll`: from 0.2 s on, the library waits for the whole time even if there is something to serve.
 _POLL_SECONDS: Final = 0.1
 _GIVE_UP_SECONDS: Final = 0.5  # until the reports about records that were given up are served
+_REFUSED: Final = (
+    "SASL authentication error: "  # in an error, if a broker refuses this client; not if there is no token
+)
 _OPTIONS: Final = {
     "client.id": "sluice",
     "enable.idempotence": True,  # acks=all, order kept, at most 5 requests in flight
@@ -139,6 +142,8 @@ class ConfluentProducer:
         """`error_cb`: called from `poll` and `flush`."""
         if error.code() == KafkaError._AUTHENTICATION:
             self._refusal = f"({error.str()})"
+            if self._tokens is not None and _REFUSED in error.str():
+                self._tokens.note_refusal()
 
     def _make(self, options: dict[str, Any]) -> None:
         try:

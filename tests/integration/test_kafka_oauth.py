@@ -1,5 +1,6 @@
 """Kafka with OAUTHBEARER: tokens of a real endpoint, for the wire client and for both producers."""
 
+import contextlib
 import json
 import logging
 import time
@@ -161,6 +162,36 @@ def test_a_producer_says_that_its_token_is_refused(
     assert ("insufficient_scope" if client == "confluent" else ours) in text
     assert "eyJ" not in text
     assert CLIENT_SECRET not in text
+
+
+def test_a_producer_whose_token_is_refused_is_replaced_once_there_is_another(
+    given: dict[str, Any], endpoint: TokenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.log import kafka_confluent_oauth
+    from pipeline.log.kafka_confluent import ConfluentProducer
+
+    monkeypatch.setattr(kafka_confluent_oauth, "REFUSED_SECONDS_MIN", 0.0)
+    # Given a token that is valid for an hour, and that no broker accepts (any more)
+    endpoint.scope = "another"
+    settings = Settings(**given)
+    producer = ConfluentProducer(
+        [settings.event_log_url.partition("://")[2]], KafkaSecurity.of(settings), SystemClock()
+    )
+    wait_until(lambda: bool(endpoint.given), "the producer has a token")
+    # When the endpoint gives one that they accept
+    endpoint.scope = None
+
+    def is_broken() -> bool:
+        with contextlib.suppress(ProducerError):
+            producer.partitions_for("t", 0.2)
+        return producer.is_broken
+
+    # Then the library does not keep the first one until it ends: it is replaced
+    try:
+        wait_until(is_broken, "the producer is to be replaced")
+    finally:
+        producer.close(0.1)
+    assert len(endpoint.given) == 2
 
 
 @pytest.mark.parametrize("client", CLIENTS)

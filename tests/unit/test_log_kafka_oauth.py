@@ -11,6 +11,7 @@ import pytest
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.errors import SettingsError
+from pipeline.log.kafka_confluent_oauth import REFUSED_SECONDS_MIN, LibraryTokens
 from pipeline.log.kafka_oauth import Token, TokenError, Tokens, first_message, status_of, tokens_of
 from pipeline.log.kafka_security import KafkaRefusedError, KafkaSecurity, Sasl
 from pipeline.secrets import hide_secrets
@@ -272,3 +273,34 @@ def test_a_secret_is_in_no_representation() -> None:
 def test_nobody_waits_for_an_endpoint_that_is_not_there() -> None:
     tokens = tokens_of(oauth_settings(f"http://{LOOPBACK}:{free_port()}/t"), SystemClock())
     assert "does not answer: Connection refused" in problem_of(tokens)
+
+
+def test_a_producer_of_librdkafka_is_not_replaced_for_each_refusal(server: TokenServer) -> None:
+    # Given a token that a broker has refused soon after the producer got it
+    clock = ManualClock()
+    its = LibraryTokens(tokens_of(oauth_settings(server.url), clock), {}, clock)
+    text, *_ = its.give("")
+    its.note_refusal()
+    clock.advance(REFUSED_SECONDS_MIN - 1)
+    # Then it stays for a while: other brokers may accept it
+    assert not its.are_late
+    # And then it is replaced if there is another token
+    clock.advance(1)
+    wait_until(lambda: its.are_late, "another token is there")
+    assert its.give("")[0] != text
+    assert not its.are_late
+
+
+def test_a_refused_token_that_is_the_only_one_stays(tmp_path: Path) -> None:
+    path, clock = tmp_path / "token", ManualClock()
+    path.write_text("one")
+    settings = Settings(
+        event_log_url="kafka+ssl://broker:9093",
+        kafka_sasl_mechanism="OAUTHBEARER",
+        kafka_oauth_token_file=str(path),
+    )
+    its = LibraryTokens(tokens_of(settings, clock), {}, clock)
+    assert its.give("")[0] == "one"
+    its.note_refusal()
+    clock.advance(REFUSED_SECONDS_MIN)
+    assert not its.are_late
