@@ -36,8 +36,9 @@ _NOTES: Final = {
 _FUNCTIONS_HEAD: Final = """\
 ## Functions
 
-Those that delete run with the rights of the owner of the tables, so that Sluice's user can delete nothing but what is
-expired ([retention.md](retention.md)). Those of `event_ids` and of partitions are used with `EVENTS_BY_DAY` only.
+All that write, delete or read partitions themselves run with the rights of the owner of the tables, so that Sluice's
+user can delete nothing but what is expired, and write no id ([retention.md](retention.md)). Those of `event_ids` and of
+partitions are used with `EVENTS_BY_DAY` only.
 
 | function | what it does |
 |---|---|

@@ -223,7 +223,7 @@ FUNCTIONS: Final[Mapping[str, str]] = {
     "is_by_day": "whether `log_events` is partitioned by day",
     "day_bounds": "the partitions of `log_events` and their bounds",
     "day_facts": "what a tick of retention looks at",
-    "oldest_stored": "no event was stored before this; otherwise: where the oldest partition ends",
+    "oldest_stored": "with `true`: no stored event is older than this; with `false`: where the oldest partition ends",
     "has_index_of_ages": "whether expired events of a partition are found by an index",
     "note_event_ids": "the trigger of `log_events` that writes `event_ids`",
     "follow_event_ids": "the trigger of `log_events` that changes `event_ids` if somebody changes an event's id or "
