@@ -4,6 +4,8 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -223,31 +225,36 @@ def database_url(postgres: Server) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def day_template(postgres: Server) -> str:
-    """The name of a database whose events are partitioned by day, and which nobody uses."""
-    name = f"test_{uuid.uuid4().hex}"
-    with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name}")
-    made = Settings(
-        database_url=postgres.url.rpartition("/")[0] + f"/{name}",
-        sink_call_seconds_max=PATIENT_SINK_SECONDS,
-        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
-    )
-    migrate(made)
-    PostgresSchema(made).partition_by_day()
-    return name
+def day_template(postgres: Server) -> Callable[[], str]:
+    """The name of a database whose events are partitioned by day, and which nobody uses; after midnight another one."""
+
+    @cache
+    def of_day(_today: date) -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(f"CREATE DATABASE {name}")
+        made = Settings(
+            database_url=postgres.url.rpartition("/")[0] + f"/{name}",
+            sink_call_seconds_max=PATIENT_SINK_SECONDS,
+            sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+        )
+        migrate(made)
+        PostgresSchema(made).partition_by_day()
+        return name
+
+    return lambda: of_day(datetime.now(UTC).date())
 
 
 @pytest.fixture
-def day_database_url(postgres: Server, day_template: str) -> Iterator[str]:
+def day_database_url(postgres: Server, day_template: Callable[[], str]) -> Iterator[str]:
     """A fresh, migrated database whose events are partitioned by day; dropped at the end."""
-    name = f"test_{uuid.uuid4().hex}"
+    name, template = f"test_{uuid.uuid4().hex}", day_template()
     with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {day_template}")
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         yield postgres.url.rpartition("/")[0] + f"/{name}"
         with connection.cursor() as cursor:
             cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")

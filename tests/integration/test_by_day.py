@@ -497,10 +497,11 @@ def test_sluices_user_stores_and_lets_days_go_and_nothing_else(
 
 
 def test_the_trigger_runs_nothing_that_another_user_made(sink: PostgresSink, user_url: str, url: str) -> None:
-    # Given a user who hides the table of ids, and makes an operator that fits better than PostgreSQL's own
+    # Given a user whose temporary tables hide the table of ids and the new rows / When an event is stored
     with contextlib.closing(psycopg2.connect(user_url)) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TEMPORARY TABLE event_ids (event_id text, stored_at timestamptz)")
         cursor.execute("CREATE TEMPORARY TABLE new_events (event_id text, stored_at timestamptz)")
         cursor.execute(_insert("hidden"))
         connection.commit()
+    # Then its id is in the real one
     assert ask(url, "SELECT event_id FROM event_ids") == [("hidden",)]

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, Final
@@ -165,17 +164,15 @@ def test_a_change_that_is_killed_anywhere_goes_on(
     assert statements > 20
 
 
-def test_drains_go_on_and_wait_for_less_than_a_second(owner: Settings, sink: PostgresSink, database_url: str) -> None:
+def test_a_drain_goes_on_while_the_table_changes_over(owner: Settings, sink: PostgresSink, database_url: str) -> None:
     # Given a drain that stores new events and repeats all the time
-    longest, ends, offset = [0.0], threading.Event(), STORED
+    ends, offset = threading.Event(), STORED
 
     def store() -> None:
         nonlocal offset
         while not ends.is_set():
             values = [*(record(number) for number in range(offset, offset + 9)), record(offset % STORED)]
-            began = time.monotonic()
             assert sink.store(LOG, 0, offset, batch(offset, values), before_commit=nothing).repeated == 1
-            longest[0] = max(longest[0], time.monotonic() - began)
             offset += 10
 
     drain = threading.Thread(target=store, daemon=True)

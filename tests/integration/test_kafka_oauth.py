@@ -67,12 +67,13 @@ def opened(given: dict[str, Any]) -> Iterator[Any]:
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_sessions_and_tokens_end_and_nothing_else_does(opened: Any, endpoint: TokenServer, client: str) -> None:
-    # Given tokens and sessions that end soon
-    endpoint.seconds = SESSION_MS / 1000 + 1
+    # Given tokens and sessions that end soon. A token is renewed after three quarters of its life: the last quarter is
+    # so long that a busy machine has the next one in time
+    endpoint.seconds = 2 * SESSION_MS / 1000 + 2
     log = opened(kafka_client=client)
     recovered(log.prepare)
-    # Then each append is confirmed, for longer than two of them
-    ends_at, appended = time.monotonic() + 2.5 * endpoint.seconds, 0
+    # Then each append is confirmed, for longer than a token and three sessions
+    ends_at, appended = time.monotonic() + 1.25 * endpoint.seconds, 0
     while time.monotonic() < ends_at:
         log._wire.topic(log._settings.log_topic)
         log.append([(0, b"%d" % appended)])

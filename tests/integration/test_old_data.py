@@ -103,6 +103,6 @@ def test_new_events_come_behind_those_of_0_1_0(worker: WorkerContext) -> None:
     for partition in range(PARTITIONS):
         drained(worker, partition)
     ids = {decode_record(record(number)).event_id for number in (1, 2)}
-    found = ask(worker.settings.database_url, "SELECT event_id FROM log_events WHERE event_id NOT LIKE 'kept-%%'")
+    found = ask(worker.settings.database_url, "SELECT event_id FROM log_events WHERE event_id NOT LIKE 'kept-%'")
     assert {one for (one,) in found} == ids
     assert ask(worker.settings.database_url, "SELECT count(*) FROM log_events") == [(STORED + WAITING + 2,)]

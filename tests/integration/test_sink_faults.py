@@ -135,7 +135,8 @@ def test_a_session_that_idled_in_its_transaction_for_too_long_is_no_rows_fault(d
 
 def test_a_session_that_idled_for_too_long_is_no_rows_fault(database_url: str) -> None:
     # Given a DBA's limit for sessions without work, shorter than the time between two batches
-    with _limited(database_url, "idle_session_timeout", "100ms") as sink:
+    # (and long enough for the statements of a connection, on a busy machine)
+    with _limited(database_url, "idle_session_timeout", "1s") as sink:
 
         def store_late() -> None:
             _await_end(database_url, sink.session.rows("SELECT pg_backend_pid()")[0][0])

@@ -57,15 +57,17 @@ def test_a_connection_wakes_the_event_loop_by_few_timers() -> None:
     hub, options = Hub(), {"health_check_interval": 10, "unacked_restore_interval": 5}
     client: Any = SimpleNamespace(transport_options=options, hostname="redis://nowhere")
     transport: Any = SluiceTransport(client)
+    began = SystemClock().monotonic()
     for _ in range(2):
         transport.register_with_event_loop(SimpleNamespace(client=client), hub)
+    ended = SystemClock().monotonic()
     # Then no timer comes more often than the two that were asked for
-    began = SystemClock().monotonic()
     waits = sorted(one.eta - began for one in hub.timer.queue if not one.entry.canceled)
     assert min(waits) > 4
     # And that of the bindings is there once
     refresh = [one for one in hub.timer.queue if one.entry is transport.cycle._binding_expiry_tref]
-    assert [round(one.eta - began) for one in refresh] == [BINDINGS_SECONDS]
+    [due] = [one.eta - BINDINGS_SECONDS for one in refresh]
+    assert began <= due <= ended
 
 
 def test_heartbeats_are_rare_unless_others_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
