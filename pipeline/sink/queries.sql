@@ -618,8 +618,8 @@ SELECT is_by_day(), ARRAY(
     UNION ALL SELECT 'row security' FROM events WHERE relrowsecurity OR EXISTS (SELECT FROM pg_policy WHERE polrelid = events.oid)
     UNION ALL SELECT 'the publication ' || pubname FROM events JOIN pg_publication_rel ON prrelid = events.oid
         JOIN pg_publication ON pg_publication.oid = prpubid
-    UNION ALL SELECT 'a right on its column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attacl IS NOT NULL
-    UNION ALL SELECT 'the identity column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attidentity <> ''
+    UNION ALL SELECT 'a right on its column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attacl IS NOT NULL AND NOT attisdropped
+    UNION ALL SELECT 'the identity column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attidentity <> '' AND NOT attisdropped
 )::text[],
 EXISTS (SELECT FROM events JOIN pg_trigger ON tgrelid = events.oid
         WHERE tgname = 'log_events_ids' AND tgenabled = 'A' AND (tgtype & 71) = 4

@@ -33,7 +33,7 @@ async def offered(*statuses: int, skip: float) -> tuple[dict[int, Got], list[int
     await site.start()
     port = runner.addresses[0][1]
     try:
-        return await offer_mixed(port, 50_000, 0.2, seed=1, skip=skip), sizes
+        return await offer_mixed(port, 20_000, 0.2, seed=1, skip=skip), sizes
     finally:
         await runner.cleanup()
 
