@@ -920,6 +920,23 @@ def test_an_error_that_is_logged_after_its_request_has_the_ids_of_the_request(in
     assert ids["without an exception"][1] is None
 
 
+def test_an_error_object_of_several_requests_has_the_ids_of_the_last_one(ingest: ScriptedIngest) -> None:
+    handler = SluiceHandler(ingest.url, source="app", linger_seconds=0.01)
+    logger = logging.Logger("server")
+    logger.addHandler(handler)
+    # Given one error for all who wait for the same connection, each in a request with a step that has an id of its own
+    shared = ConnectionError("no connection")
+    for request in ("r1", "r2"):
+        try:
+            with bound(correlation="c", request=request), bound(correlation=f"step of {request}"):
+                raise shared
+        except ConnectionError:
+            logger.exception("failed in %s", request)
+    handler.close()
+    ids = {one["message"]: (one["correlationId"], one["attributes"]["requestId"]) for one in ingest.kept}
+    assert ids == {f"failed in {one}": (f"step of {one}", one) for one in ("r1", "r2")}
+
+
 def test_a_filter_is_respected_and_a_formatter_adds_nothing(ingest: ScriptedIngest) -> None:
     handler = SluiceHandler(ingest.url, source="app")
     handler.setFormatter(logging.Formatter("<%(message)s>"))
