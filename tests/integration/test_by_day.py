@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import threading
 from collections.abc import Iterator
 from typing import Final
@@ -11,6 +12,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.database import ask, fail_on_insert, stored_ids
+from checks.testbed.processes import ROOT
 from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
 from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.control_store.memory_counters import MemoryCounters
@@ -349,6 +351,29 @@ def test_days_are_made_beside_a_large_default_partition_without_reading_it_under
     facts = retention.facts().days
     assert facts is not None
     assert (facts.has_today, facts.days_ahead, facts.unnoted_id) == (False, 5, None)
+
+
+def test_events_of_the_default_partition_are_moved_as_the_page_says(sink: PostgresSink, url: str) -> None:
+    # Given events of a day that has no partition
+    _store(sink, 0, 3)
+    _age(url, 5, "log_offset < 2")
+    assert ask(url, "SELECT count(*) FROM log_events_default") == [(2,)]
+    # When the statements of docs/retention.md are run for that day
+    page = (ROOT / "docs" / "retention.md").read_text(encoding="utf-8")
+    [statements] = re.findall(r"```sql\n(BEGIN;.*?COMMIT;)\n```", page, re.DOTALL)
+    [(day, next_day)] = ask(
+        url,
+        "SELECT (today - 5)::text, (today - 4)::text FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS now",
+    )
+    name = f"log_events_{day.replace('-', '')}"
+    for shown, this in (("2026-01-31", day), ("2026-02-01", next_day), ("log_events_20260131", name)):
+        statements = statements.replace(shown, this)
+    ask(url, statements)
+    # Then they are in its partition, each one once, with its id
+    assert ask(url, "SELECT count(*) FROM log_events_default") == [(0,)]
+    assert ask(url, f"SELECT count(*) FROM {name}") == [(2,)]
+    assert ask(url, "SELECT count(*) FROM event_ids JOIN log_events USING (event_id, stored_at)") == [(3,)]
+    assert sink.store(LOG, 0, 3, batch(3, [record(0)]), before_commit=nothing) == StoreResult(repeated=1)
 
 
 def test_only_days_that_expired_as_a_whole_are_dropped(
