@@ -10,8 +10,10 @@ from pipeline.ports.log import EventLog
 
 _logger = logging.getLogger(__name__)
 
-# After the log did not answer, it is not asked for this time: a silent one would hold up all ticks.
+# After the log did not answer, or not soon, it is not asked for this time: all other ticks wait for its answer. A log
+# with a silent broker answers without that one's partitions, after it has waited for it in several requests.
 _LOG_REST_SECONDS: Final = 10.0
+_SOON_SECONDS: Final = 0.3  # it takes some milliseconds
 _IDENTITY_SECONDS: Final = 10.0  # between two reads of the log's identity, which has the number of its partitions
 
 
@@ -30,7 +32,8 @@ class Backlog:
 
     def may_exist(self) -> bool:
         """Ask the log. True also if it does not say so, or not for all partitions."""
-        if self._clock.monotonic() < self._asks_at:
+        asked_at = self._clock.monotonic()
+        if asked_at < self._asks_at:
             return True
         try:
             partitions = self._partitions()
@@ -39,6 +42,8 @@ class Backlog:
             _logger.debug("whether records wait in the event log is unknown: %s", error)
             self._known, self._asks_at = None, self._clock.monotonic() + _LOG_REST_SECONDS
             return True
+        if self._clock.monotonic() - asked_at > _SOON_SECONDS:
+            self._asks_at = self._clock.monotonic() + _LOG_REST_SECONDS
         return lags is None or len(lags) < partitions or any(lags.values())
 
     def _partitions(self) -> int:

@@ -85,7 +85,7 @@ def run(ticker: Ticker, clock: ManualClock, seconds: float) -> list[str]:
     ticker.sent = []
     end = clock.monotonic() + seconds
     while clock.monotonic() < end:
-        clock.advance(min(ticker.tick(), end - clock.monotonic()))
+        clock.advance(min(ticker.tick(), max(0.0, end - clock.monotonic())))  # a tick may take time itself
     ticker.tick()
     return ticker.sent
 
@@ -211,6 +211,27 @@ def test_each_tick_of_hints_is_sent_while_the_log_or_the_pauses_are_unknown(
     with monkeypatch.context() as patched:
         patched.setattr(ticker.memory, "pause_state", away)
         assert hints(ticker, clock, 5.0) == 5
+
+
+def test_a_log_of_which_a_part_is_silent_holds_up_no_other_tick(
+    ticker: Ticker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a log that answers without the partitions of a silent broker, once it has waited for that one
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    found = ticker.log.positions()[1:]
+
+    def wait(log_id: str | None = None) -> list[PartitionPosition]:
+        ticker.log.asked += 1
+        clock.advance(2.5)
+        return found
+
+    monkeypatch.setattr(ticker.log, "positions", wait)
+    hints(ticker, clock, 10.0)
+    ticker.log.asked = 0
+    # Then it is asked as rarely as one that does not answer, and each tick of hints is sent meanwhile
+    assert hints(ticker, clock, 30.0) >= 20
+    assert ticker.log.asked <= 3 * 2
 
 
 def test_no_tick_has_an_expiry() -> None:
