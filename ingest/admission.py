@@ -39,7 +39,6 @@ from pipeline.settings import Settings
 FILL_SECONDS_MAX: Final = 1.0  # a prediction is valid for so long: other processes may have refilled the bucket
 RETRY_SECONDS: Final = 0.25  # between two attempts to reach a bucket that is unavailable
 PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with or without traffic
-IDLE_PRESENCES: Final = 2  # of these periods between two such calls while no token is taken
 # The count of live processes may fall this long after the bucket is reached again. Processes that start or recover
 # together retry after RETRY_SECONDS, so the bucket has counted all of them by then.
 COUNT_SECONDS: Final = 1.0
@@ -117,9 +116,9 @@ class Admission:
     __slots__ = (
         "_allowance_at", "_ask_not_before", "_asked_for", "_bucket", "_clock", "_count_falls_at", "_decay",
         "_drain_over", "_executor", "_fill", "_given_back", "_is_asking", "_is_running", "_kept", "_lease_rate",
-        "_lease_version", "_left", "_left_at_presence", "_level_not_before", "_limited_by", "_limited_since",
-        "_live_processes", "_local", "_loop", "_low", "_lowest", "_metrics", "_process", "_publication", "_refused",
-        "_settings", "_turns", "_waiting", "_was_void",
+        "_lease_version", "_left", "_level_not_before", "_limited_by", "_limited_since", "_live_processes", "_local",
+        "_loop", "_low", "_lowest", "_metrics", "_process", "_publication", "_refused", "_settings", "_turns",
+        "_waiting", "_was_void",
     )  # fmt: skip
 
     def __init__(
@@ -136,7 +135,6 @@ class Admission:
         self._is_running = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="bucket")
         self._left = 0  # tokens of the lease
-        self._left_at_presence = -1
         self._low = 0  # below this number the lease is renewed in advance
         self._lease_rate = 0.0  # rate of the publication under which the lease was granted
         self._lease_version = -1
@@ -393,9 +391,7 @@ class Admission:
         """Call the bucket for no tokens: it counts this process, and returns the number of live processes."""
         if not self._is_running:
             return
-        is_idle = self._left == self._left_at_presence and not self._waiting
-        self._left_at_presence = self._left
-        self._loop.call_later(PRESENCE_SECONDS * (IDLE_PRESENCES if is_idle else 1), self._renew_presence)
+        self._loop.call_later(PRESENCE_SECONDS, self._renew_presence)
         if self._local is None:  # else there are other calls anyway
             self._ask(lease=0)
 

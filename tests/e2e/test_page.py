@@ -173,7 +173,7 @@ def _behind(seen: Watched, browser: Browser, site: Site, album: Album, traffic: 
 
 def _leads_to_a_runbook(seen: Watched, browser: Browser, site: Site) -> None:
     """The link beside a reason leads to a page that ingest itself serves, also on a phone."""
-    address = seen.page.locator("#look a").get_attribute("href") or ""
+    address = seen.page.locator("#look a", has_text="Runbook").get_attribute("href") or ""
     assert address.startswith("/runbooks/")
     runbook = watched(browser, f"{site.system.url}{address}", **PHONE)
     assert "What not to do" in runbook.text("main")

@@ -47,7 +47,14 @@ def stored(number: int, *, partition: int = 0, offset: int | None = None) -> Sto
     place = Place(partition, number if offset is None else offset)
     key = f"c0-{number}"
     return Stored(
-        place, key, f"digest {number}", given_id(key), "r-1", 1000.0 + number, stored_at=1001.0, sqlstate="22023"
+        place,
+        key,
+        f"digest {number}",
+        given_id(key),
+        "r-1",
+        1000.0 + number,
+        stored_at=1001.0 + number,
+        sqlstate="22023",
     )
 
 

@@ -61,7 +61,7 @@ def test_the_limit_of_an_account_behind_a_proxy_holds_for_it_alone(edge: Running
         assert wire.answer().status == 429
     assert refused.status == 429
     assert refused.error["limitedBy"] == "share"
-    assert refused.error["limit"] == 1
+    assert refused.error["limit"] == 0.2
     assert 10 <= int(refused.headers["retry-after"]) <= 51  # up to twice the 25 s until a body has paid
 
 

@@ -554,33 +554,6 @@ async def test_an_idle_process_is_counted_and_a_host_that_is_cut_off_admits_its_
     assert 0.9 * 1500 * 5 <= passed <= 1500 * 5 + 1000 + 60
 
 
-async def test_a_process_without_traffic_renews_its_presence_half_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a process, and a loop that notes what is to be called when
-    rig = _Rig()
-    await rig.start()
-    waits: list[float] = []
-    loop = rig.admission._loop
-
-    class Noting:
-        def call_later(self, seconds: float, *_: object) -> None:
-            waits.append(seconds)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(loop, name)
-
-    monkeypatch.setattr("ingest.admission.PRESENCE_SECONDS", 0.5)
-    monkeypatch.setattr(rig.admission, "_loop", Noting())
-    # When it takes nothing, and then something, and then nothing again
-    for takes in (0, 0, 0, 1, 1, 0, 0):
-        assert rig.admission.take_now(takes)
-        rig.admission._renew_presence()
-        await rig.settled(len(rig.bucket.asked))
-    # Then
-    assert waits == [0.5, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0]
-    # And each of them is a call
-    assert rig.bucket.asked == [(1, 30), *[(0, 0)] * 7]
-
-
 async def test_a_process_that_has_ended_is_not_counted_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     rigs = await _settled_rigs(2, monkeypatch)
     rigs[1].admission.close()
