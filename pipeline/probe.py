@@ -6,12 +6,20 @@ from enum import StrEnum
 from typing import Final
 
 from pipeline.clock import Clock
-from pipeline.errors import RecoverableError, SinkMisconfiguredError, StoreUnavailableError, in_brief
+from pipeline.errors import (
+    RecoverableError,
+    SinkMisconfiguredError,
+    SinkStandbyError,
+    StoreUnavailableError,
+    in_brief,
+)
 from pipeline.flow.age import Age
 from pipeline.names import LEASE_PROBE, AlarmCode, PauseReason
 from pipeline.ports.control import ControlState, ControlStore, Leases, Pause, Trouble, Troubles
 from pipeline.settings import Settings
 
+# A breaker that is open for less may be due to a failover, in which DATABASE_URL reaches the old primary for a moment.
+STANDBY_SECONDS_MIN: Final = 10.0
 _DOUBLINGS_MAX: Final = 16
 _REPORTER: Final = "prober"  # one name for all processes: each probe replaces what the last one reported
 
@@ -51,6 +59,7 @@ class Backoff:
         self._seconds_max = settings.probe_wait_seconds_max
         self._clock = clock
         self._age = Age()
+        self.open_seconds = 0.0  # for which the breaker was open at the last look
         self._consumed: int | None = None
         self._generation: int | None = None  # of the reasons when an event was last stored
 
@@ -65,7 +74,7 @@ class Backoff:
         if self._generation is None or state.generation < self._generation:  # lower: the store was flushed
             self._generation = state.generation - (held is not None)  # the current opening is the first one
         version, said = (None, 0.0) if held is None else (held.generation, state.time - held.since)
-        age = self._age.of(version, said, now=self._clock.monotonic())
+        self.open_seconds = age = self._age.of(version, said, now=self._clock.monotonic())
         if held is None:
             return 0.0
         openings = (held.generation - self._generation + 1) // 2
@@ -89,7 +98,8 @@ def probe(
 
     `sink_probe` does a small real write and raises SinkUnavailableError. While the lease is held, the breaker is
     half-open; the lease expires if this process dies. A sink that answers and refuses is reported to `troubles`: the
-    control loop does not ask the sink while the breaker is open. Raises StoreUnavailableError.
+    control loop does not ask the sink while the breaker is open. A standby counts only after STANDBY_SECONDS_MIN.
+    Raises StoreUnavailableError.
     """
     state = store.state()
     wait_seconds = backoff.look(state)
@@ -111,6 +121,8 @@ def probe(
             sink_probe()
         except RecoverableError as error:
             is_refused = isinstance(error, SinkMisconfiguredError)
+            if isinstance(error, SinkStandbyError):
+                is_refused = backoff.open_seconds >= STANDBY_SECONDS_MIN
             troubles.report(_REPORTER, [Trouble(AlarmCode.DATABASE_REFUSED, in_brief(error))] if is_refused else [])
             return ProbeReport(ProbeOutcome.FAILED, str(error))
         troubles.report(_REPORTER, [])

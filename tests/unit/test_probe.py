@@ -9,12 +9,13 @@ from pipeline.control_store.memory import MemoryServer
 from pipeline.errors import (
     SinkContentionError,
     SinkMisconfiguredError,
+    SinkStandbyError,
     SinkUnavailableError,
     StoreUnavailableError,
 )
 from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, Mode, PauseReason
 from pipeline.ports.control import Consumption, Trouble
-from pipeline.probe import Backoff, ProbeOutcome, ProbeReport, probe
+from pipeline.probe import STANDBY_SECONDS_MIN, Backoff, ProbeOutcome, ProbeReport, probe
 from support.control import ControlRig, control_settings, memory_rig
 
 BREAKER = PauseReason.BREAKER
@@ -111,6 +112,22 @@ def test_a_sink_that_answers_and_refuses_is_reported_until_it_does_no_more(rig: 
     ask(rig, Sink(rig, SinkMisconfiguredError(WRONG_PASSWORD)))
     assert ask(rig, Sink(rig)).outcome is ProbeOutcome.LIFTED
     assert refusals(rig) == []
+
+
+def test_a_standby_is_reported_only_if_it_is_one_for_longer_than_a_failover(
+    rig: ControlRig, clock: ManualClock
+) -> None:
+    # Given a failover: the breaker is open, and DATABASE_URL reaches the server that is a standby now
+    rig.store.pause(BREAKER, actor="drain", why="terminating connection")
+    standby = Sink(rig, SinkStandbyError("it is a standby"))
+    for _ in range(3):
+        assert ask(rig, standby).outcome is ProbeOutcome.FAILED
+        assert refusals(rig) == []
+        clock.advance(1)
+    # When it stays one, it is reported
+    clock.advance(STANDBY_SECONDS_MIN)
+    assert ask(rig, standby).outcome is ProbeOutcome.FAILED
+    assert refusals(rig) == [Trouble(AlarmCode.DATABASE_REFUSED, "it is a standby")]
 
 
 def test_a_refusal_stays_reported_while_the_prober_waits(rig: ControlRig, clock: ManualClock) -> None:
