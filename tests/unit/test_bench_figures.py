@@ -14,13 +14,17 @@ MEASURED = ROOT / "checks" / "bench" / "measured"
 
 
 class Measured:
-    """One measurement: its mark, the beginning of its name, and the files that have its rounds."""
+    """One measurement: its mark, the beginning of its name, and the files that have its rounds.
 
-    def __init__(self, mark: str, what: str, *files: str) -> None:
+    Some names repeat in a file, once below each line that they continue: `place` counts them from 0.
+    """
+
+    def __init__(self, mark: str, what: str, *files: str, place: int | None = None) -> None:
         self._rounds: list[float] = []
         for name in files:
             lines = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))["lines"]
-            [line] = [one for one in lines if one["mark"] == mark and one["what"].startswith(what)]
+            found = [one for one in lines if one["mark"] == mark and one["what"].startswith(what)]
+            [line] = found if place is None else [found[place]]
             assert line["problem"] is None
             self._rounds += line["rounds"]
 
@@ -55,6 +59,30 @@ DECODES, DECODES_PROTOBUF = (
     for kind in ("JSON", "protobuf")
 )
 
+
+def switched_on(place: int, first: str) -> tuple[Measured, ...]:
+    """Single events, bodies of 100 and 429s, of the `place`-th thing that a deployment switches on."""
+    return (
+        Measured("M12", first, "production-redis"),
+        Measured("M12", "… events in bodies of 100", "production-redis", place=place),
+        Measured("M12", "… 429s of single events", "production-redis", place=place),
+    )
+
+
+KEYS = switched_on(0, "202s of single events a CPU-second: API keys")
+TLS = switched_on(1, "202s of single events a CPU-second: TLS /")
+CLIENTS = switched_on(2, "202s of single events a CPU-second: TLS with")
+SIGNED = tuple(Measured("M12", what, "production-redis") for what in ("hints sent", "… taken from the queue"))
+NO_KEY, CONNECTS, GROUPS, ONE = (
+    Measured("M12", what, "production-redis")
+    for what in ("401s without a key", "new connections", "appends of 500", "… of one event")
+)
+
+
+def joined(measured: tuple[Measured, ...]) -> tuple[str, str]:
+    return "; ".join(one.middle() for one in measured), "; ".join(one.spread() for one in measured)
+
+
 # By the mark and the text of a row: what its cells of medians and of spreads say. "…": what an earlier run measured.
 OF_RATIOS: Final = {
     ("M1", "/ bare Sanic"): (BARE.middle(), BARE.spread()),
@@ -76,6 +104,13 @@ OF_RATIOS: Final = {
     ("M9", "age of the oldest"): (f"{OLDEST.middle(1)} s; {OLDEST_ON_KAFKA.middle(1)} s", ""),
     ("M10", "frozen"): (f"{FROZEN.middle()}; {FROZEN_ON_KAFKA.middle()}", FROZEN.spread()),
     ("M10", "… until"): (f"{REPAIRED.middle(1)} s; {REPAIRED_ON_KAFKA.middle(0)} s", REPAIRED.spread(0)),
+    ("M12", "API keys"): joined(KEYS),
+    ("M12", "… TLS:"): joined(TLS),
+    ("M12", "… TLS with certificates"): joined(CLIENTS),
+    ("M12", "a 401 without"): (NO_KEY.middle(), NO_KEY.spread()),
+    ("M12", "new connections"): (CONNECTS.middle(), CONNECTS.spread()),
+    ("M12", "signed messages"): joined(SIGNED),
+    ("M12", "`WAITAOF`"): (f"{GROUPS.middle()}; {ONE.middle(3)}", f"{GROUPS.spread()}; {ONE.spread(3)}"),
     ("M14", "a Collector 0.165.0 that only decodes"): (
         f"{DECODES.middle()}; {DECODES_PROTOBUF.middle(3)}",
         f"{DECODES.spread()}; {DECODES_PROTOBUF.spread(3)}",
