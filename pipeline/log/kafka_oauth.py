@@ -5,9 +5,11 @@ to a broker is RFC 7628, section 3.1.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from pipeline.tls import TlsFiles
 OAUTHBEARER: Final = "OAUTHBEARER"
 
 _FETCH_SECONDS_MAX: Final = 10.0  # of each step of a request: a connect, an answer
+_REQUEST_SECONDS_MAX: Final = 30.0  # from a connection to the last byte of the answer
 _ANSWER_BYTES_MAX: Final = 1 << 18  # tokens with many groups have some ten kilobytes
 _REASON_CHARS_MAX: Final = 300
 _RENEW_SHARE: Final = 0.75  # of a token's life; librdkafka asks for another at 80 %
@@ -110,7 +113,12 @@ class TokenEndpoint:
             connection = http.client.HTTPConnection(host, parts.port, timeout=_FETCH_SECONDS_MAX)
         else:
             connection = http.client.HTTPSConnection(host, parts.port, timeout=_FETCH_SECONDS_MAX, context=self.context)
+        watch, is_late = None, threading.Event()
         try:
+            connection.connect()
+            watch = threading.Timer(_REQUEST_SECONDS_MAX, _end, (connection.sock, is_late))
+            watch.daemon = True
+            watch.start()
             connection.request(
                 "POST",
                 (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
@@ -124,13 +132,24 @@ class TokenEndpoint:
             answer = connection.getresponse()
             status, body = answer.status, answer.read(_ANSWER_BYTES_MAX)
         except ssl.SSLError as error:
+            if is_late.is_set():
+                raise self._late() from error
             raise TokenError(f"{self.name}: {self.files.explain(error, host) or 'TLS fails'}") from error
         except (OSError, http.client.HTTPException) as error:
+            if is_late.is_set():
+                raise self._late() from error
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
             raise TokenError(f"{self.name} does not answer: {on_one_line(reason)}") from error
         finally:
+            if watch is not None:
+                watch.cancel()
             connection.close()
+        if is_late.is_set():  # what arrived until then may look complete
+            raise self._late()
         return self._token_of(status, body)
+
+    def _late(self) -> TokenError:
+        return TokenError(f"{self.name} does not answer: its answer is not complete after {_REQUEST_SECONDS_MAX:g} s")
 
     def _basic(self) -> str:
         """User and password of HTTP Basic: the specification wants them encoded as in a form first."""
@@ -167,6 +186,13 @@ class TokenEndpoint:
             words = words.replace(secret, "***")  # some repeat what they were sent
         words = on_one_line(words)[:_REASON_CHARS_MAX]
         return f"{self.name} refuses KAFKA_OAUTH_CLIENT_ID={self.client_id!r} ({words}), status {status}"
+
+
+def _end(connection: socket.socket, is_late: threading.Event) -> None:
+    """End a request that takes too long. The time-out of a socket is for each read: a byte now and then passes it."""
+    is_late.set()
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # also below TLS: another thread reads
 
 
 class EndpointTokens:

@@ -1,5 +1,7 @@
 """Access tokens for Kafka, from a real endpoint and from a file."""
 
+import contextlib
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import pytest
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.errors import SettingsError
+from pipeline.log import kafka_oauth
 from pipeline.log.kafka_confluent_oauth import REFUSED_SECONDS_MIN, LibraryTokens
 from pipeline.log.kafka_oauth import Token, TokenError, Tokens, first_message, status_of, tokens_of
 from pipeline.log.kafka_security import KafkaRefusedError, KafkaSecurity, Sasl
@@ -142,6 +145,32 @@ def test_a_wrong_secret_is_said_and_not_shown(server: TokenServer) -> None:
     text = problem_of(tokens)
     assert f"refuses KAFKA_OAUTH_CLIENT_ID={CLIENT_ID!r} (invalid_client: no client Basic ***, " in text
     assert "wr0ng" not in text
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_an_endpoint_that_sends_a_byte_now_and_then_is_given_up(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_oauth, "_REQUEST_SECONDS_MAX", 0.5)
+    # Given an endpoint whose answer never ends, though no byte of it comes late
+    is_over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(begin)
+            while not is_over.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/token"
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        try:
+            # Then the request ends, so that the next one can begin
+            problem = problem_of(tokens_of(oauth_settings(url), SystemClock()))
+            assert problem == f"KAFKA_OAUTH_URL={url} does not answer: its answer is not complete after 0.5 s"
+        finally:
+            is_over.set()
+            thread.join()
 
 
 @pytest.mark.parametrize(("given", "seconds"), [('"600"', 600.0), ("null", 60.0), ('"soon"', 60.0)])
