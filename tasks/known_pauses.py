@@ -35,4 +35,4 @@ class KnownPauses:
 
 
 def _checksum(pauses: Iterable[Pause]) -> int:
-    return zlib.crc32(repr([(pause.name, pause.partition, pause.generation) for pause in pauses]).encode())
+    return zlib.crc32(repr([pause.occurrence for pause in pauses]).encode())

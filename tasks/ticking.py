@@ -28,7 +28,7 @@ def _pauses_of(state: PauseState | None) -> object:
     """What changes with each change of the pauses; None if they are unknown."""
     if state is None or state.pauses is None:
         return None
-    return [(pause.name, pause.partition, pause.generation) for pause in state.pauses]
+    return [pause.occurrence for pause in state.pauses]
 
 
 class TickScheduler(Scheduler):
@@ -72,9 +72,10 @@ class TickScheduler(Scheduler):
             return None
         if not self._has_room(Queue(entry.options["queue"])):
             return None
-        if entry.task == HINTS:
-            self._hinted = self._clock.monotonic(), _pauses_of(self._pause_state())
-        return super().apply_async(entry, producer=producer, advance=advance, **options)
+        hinted = (self._clock.monotonic(), _pauses_of(self._pause_state())) if entry.task == HINTS else self._hinted
+        sent = super().apply_async(entry, producer=producer, advance=advance, **options)
+        self._hinted = hinted  # not before: a broker that fails has not taken it
+        return sent
 
     def _pause_state(self) -> PauseState | None:
         """The pauses, read once for all ticks of one moment; None if they are not available."""

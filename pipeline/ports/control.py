@@ -122,6 +122,11 @@ class Pause:
         """The name of the reason as stored, also for a reason that this version does not know."""
         return self.word or self.reason.value
 
+    @property
+    def occurrence(self) -> tuple[str, int | None, int]:
+        """What tells this pause from each other one, also from an earlier one with the same reason."""
+        return self.name, self.partition, self.generation
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorPause:

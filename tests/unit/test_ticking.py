@@ -50,6 +50,7 @@ class Ticker(TickScheduler):
     def __init__(self, clock: ManualClock, settings: Settings) -> None:
         self.sent: list[str] = []
         self.waiting = 0
+        self.broker_fails = False
         super().__init__(make_app(settings), clock=clock)
         self._queues.waiting = lambda queue: self.waiting  # type: ignore[method-assign]
         self.memory = self._store = CountedStore(settings, MemoryServer(clock))
@@ -64,6 +65,8 @@ class Ticker(TickScheduler):
 
     def send_task(self, name: str, *_: Any, **options: Any) -> None:
         assert "expires" not in options
+        if self.broker_fails:
+            raise ConnectionError("the broker is full")
         self.sent.append(name)
 
 
@@ -175,6 +178,21 @@ def test_a_change_of_the_pauses_brings_a_tick_of_hints(ticker: Ticker, clock: Ma
     ticker.memory.resume(PauseReason.OPERATOR, generation=None, actor="ann", why="done")
     assert (hints(ticker, clock, 1.0), hints(ticker, clock, 3.0)) == (1, 0)
     ticker.memory.pause(PauseReason.POISON, actor="drain", why="bad", partition=1)
+    assert hints(ticker, clock, 1.0) == 1
+
+
+def test_a_tick_of_hints_that_the_broker_did_not_take_is_sent_with_the_next_period(
+    ticker: Ticker, clock: ManualClock
+) -> None:
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    hints(ticker, clock, 1.0)
+    # When a resumption needs new drains, and the broker fails just then
+    ticker.memory.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+    ticker.broker_fails = True
+    assert hints(ticker, clock, 1.0) == 0
+    ticker.broker_fails = False
+    # Then the change is not taken for told
     assert hints(ticker, clock, 1.0) == 1
 
 
