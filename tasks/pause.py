@@ -13,7 +13,7 @@ from typing import Any
 from celery import bootsteps
 
 from pipeline import wiring
-from pipeline.clock import SystemClock
+from pipeline.clock import Clock, SystemClock
 from pipeline.follower import ControlFollower, TroubleReporter, loop_troubles
 from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName, Queue
@@ -26,17 +26,25 @@ _logger = logging.getLogger(__name__)
 _STOP_SECONDS = 0.0  # the thread only reads: the stop does not wait for it
 
 
-class _PausesOnly:
-    """Reads the pauses alone for the follower, since a worker needs nothing else of the state."""
+class PausesReader:
+    """Reads the pauses alone for the follower, since a worker needs nothing else of the state.
 
-    def __init__(self, store: ControlStore) -> None:
+    `known` gets what was read, with the time before the read: it is at least as old as that.
+    """
+
+    def __init__(self, store: ControlStore, known: KnownPauses | None, clock: Clock) -> None:
         self._store = store
+        self._known = known
+        self._clock = clock
 
     def state(self) -> ControlState:
         """The state without the rest, as it is before anything is published."""
-        known = self._store.pause_state()
+        asked_at = self._clock.monotonic()
+        read = self._store.pause_state()
+        if self._known is not None and read.pauses is not None:
+            self._known.note(read.pauses, asked_at)
         return ControlState(
-            rate=None, pauses=known.pauses, breaker=known.breaker, time=known.time, generation=known.generation
+            rate=None, pauses=read.pauses, breaker=read.breaker, time=read.time, generation=read.generation
         )
 
 
@@ -81,13 +89,13 @@ class PauseFollower:
 
     def _make_follower(self) -> ControlFollower:
         store, events, loop, reporter = self._context
-        return ControlFollower(_PausesOnly(store), events, SystemClock(), self._on_state, loop, reporter=reporter)
+        clock = SystemClock()
+        reader = PausesReader(store, self._known, clock)
+        return ControlFollower(reader, events, clock, self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:
         if state.pauses is None:  # unknown after a flush: the last known value counts
             return
-        if self._known is not None:
-            self._known.note(state.pauses, SystemClock().monotonic())
         was_paused, self.paused = self.paused, paused(state.pauses)  # a drain handles the pause of its partition itself
         if self.paused != was_paused:
             self._on_change()

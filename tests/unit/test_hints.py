@@ -29,7 +29,7 @@ from tasks.context import WorkerContext
 from tasks.drain import PausedCheck
 from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint, send_hint, send_net_hint
 from tasks.known_pauses import KnownPauses
-from tasks.pause import PauseFollower
+from tasks.pause import PauseFollower, PausesReader
 from tasks.ticking import TickScheduler
 
 PARTITIONS = 4
@@ -332,8 +332,26 @@ def test_children_see_what_their_parent_notes() -> None:
     process.start()
     known.note([pause], 100.0)
     begin.set()
+    process.join(WAIT_SECONDS_MAX)  # of three booleans, which fit into the pipe
+    assert process.exitcode == 0
     assert results.get() == [True, False, False]
-    process.join()
+
+
+def test_a_note_is_as_old_as_the_question_and_not_as_its_answer() -> None:
+    clock = ManualClock()
+
+    # Given a control store from which an answer takes three seconds, or a process that stands still in between
+    class Slow(MemoryControlStore):
+        def pause_state(self) -> PauseState:
+            state = super().pause_state()
+            clock.advance(3.0)
+            return state
+
+    store, known = Slow(Settings(), MemoryServer(clock)), KnownPauses()
+    store.restore([], actor="controller")
+    PausesReader(store, known, clock).state()
+    # Then a drain does not trust it: another process may have paused since
+    assert not known.are([], clock.monotonic())
 
 
 def test_a_tick_says_what_it_did_and_why_nothing_runs(rig: Rig) -> None:
