@@ -242,7 +242,7 @@ class EndpointTokens:
             token = Token(text, asked_at + seconds * _RENEW_SHARE, asked_at + seconds)
         except TokenError as error:
             problem = str(error)
-        except Exception as error:
+        except Exception as error:  # else no token would be asked for again; its text may hold the secret
             problem = f"{self.name} can't be used: {type(error).__name__}"
         with self._changed:
             self._is_fetching, self._problem = False, problem
