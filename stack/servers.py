@@ -36,6 +36,7 @@ KAFKA_LIBS: Final = local_folder(os.environ) / f"kafka-{KAFKA_VERSION}"
 DATABASE: Final = "sluice"
 LOOPBACK: Final = "127.0.0.1"
 _PADDING_READ_BYTES: Final = 1 << 20
+_ORPHANS_SECONDS_MAX: Final = 10.0
 _STOPPED: Final = frozenset("TtZX")  # states of a thread in /proc: stopped, traced, or at its end
 
 
@@ -51,6 +52,27 @@ def wait_stopped(members: Iterable[psutil.Process], *, seconds_max: float = 30.0
             if time.monotonic() > deadline:
                 raise ServerError(f"process {member.pid} has not stopped within {seconds_max:g} s of SIGSTOP")
             time.sleep(0.001)
+
+
+def wait_ended(members: Iterable[psutil.Process], *, seconds_max: float = 60.0) -> None:
+    """Wait until each of these processes has ended, after a SIGKILL. Raises ServerError.
+
+    The signal is sent at once, and a process ends when its turn comes and its memory is given back. A zombie has ended:
+    not every init reaps those that it inherits.
+    """
+    deadline = time.monotonic() + seconds_max
+    for member in members:
+        while _runs(member):
+            if time.monotonic() > deadline:
+                raise ServerError(f"process {member.pid} has not ended within {seconds_max:g} s of SIGKILL")
+            time.sleep(0.001)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_stopped(pid: int) -> bool:
@@ -147,9 +169,13 @@ class Server:
         self._signal_all(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL to the main process and all its children."""
-        self._signal_all(signal.SIGKILL)
+        """SIGKILL to the main process and all its children. Returns when all have ended."""
+        members = self.family()
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         self._reap(60.0)  # a process that waits for its disk ends when that answers
+        wait_ended(members)
 
     def stop(self, *, seconds_max: float = 20.0) -> None:
         """Shut the server down; kill it if that takes too long."""
@@ -461,26 +487,44 @@ def _remove_stale_lock(data: Path) -> list[str]:
 
     PostgreSQL itself removes the file of a crashed server, unless that process id is in use again. That is likely after
     a start of the machine or of a container.
+
+    Where only the main process was killed, its children end by themselves, a moment later. PostgreSQL refuses to start
+    until then, so this waits for them.
     """
     path = data / "postmaster.pid"
     try:
         pid = int(path.read_text().split("\n", 1)[0])
-        process = psutil.Process(pid)
-    except (OSError, ValueError, psutil.NoSuchProcess):
+    except (OSError, ValueError):
         return []  # there is none, or PostgreSQL decides itself
-    if any(_is_postgres_of(data, other) for other in (process, *psutil.process_iter())):
+    owner = _process(pid)
+    if owner is not None and _is_postgres_of(data, owner) is not False:
+        return []
+    deadline = time.monotonic() + _ORPHANS_SECONDS_MAX
+    while True in (others := {_is_postgres_of(data, other) for other in psutil.process_iter()}):
+        if time.monotonic() > deadline:
+            return []  # PostgreSQL tells what to do
+        time.sleep(0.02)
+    owner = _process(pid)
+    if owner is None or None in others:
         return []
     path.unlink()
-    return [f"removed {path}: process {pid} in it is {process.name()} now, no PostgreSQL of this folder"]
+    return [f"removed {path}: process {pid} in it is {owner.name()} now, no PostgreSQL of this folder"]
 
 
-def _is_postgres_of(data: Path, process: psutil.Process) -> bool:
-    """Whether a process is a PostgreSQL that works in this folder; True if that is unknown."""
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _is_postgres_of(data: Path, process: psutil.Process) -> bool | None:
+    """Whether a process is a PostgreSQL that works in this folder; None if that is unknown."""
     try:
         is_candidate = process.name() == "postgres" and process.uids().real == data.stat().st_uid
         return is_candidate and Path(process.cwd()) == data.resolve()
     except psutil.AccessDenied:
-        return True
+        return None
     except (psutil.Error, OSError):
         return False
 

@@ -75,10 +75,10 @@ def migrate(
 ) -> list[str]:
     """Apply the missing ones of `known` (default: the files) and return the names of the applied ones.
 
-    Any number of processes may call this at once: one applies, the others wait for up to `wait_seconds` and then find
-    nothing to do. Raises SchemaError if the database has a migration that is unknown here or was changed, or if it
-    refuses one. Raises SinkMisconfiguredError if PostgreSQL can't keep Sluice's guarantees. Raises SinkUnavailableError
-    if it is unavailable, or if another process migrates for too long.
+    Any number of processes may call this at once: each migration is applied by one of them, while the others wait for
+    up to `wait_seconds`. Raises SchemaError if the database has a migration that is unknown here or was changed, or if
+    it refuses one. Raises SinkMisconfiguredError if PostgreSQL can't keep Sluice's guarantees. Raises
+    SinkUnavailableError if it is unavailable, or if another process migrates for too long.
     """
     wanted = migrations() if known is None else known
     with contextlib.closing(Session(settings)) as session:

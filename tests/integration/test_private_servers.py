@@ -1,13 +1,17 @@
 """Private servers after a crash of the machine: what the file system and the process table may hold then."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 import redis
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from stack.servers import (
     Server,
     ServerError,
@@ -17,6 +21,7 @@ from stack.servers import (
     postgres_server,
     redis_server,
     resolve_kafka,
+    wait_stopped,
 )
 
 
@@ -106,6 +111,53 @@ def test_postgresql_starts_where_another_process_has_the_number_of_the_one_that_
             assert other.poll() is None
         finally:
             other.kill()
+
+
+def test_a_server_that_was_killed_has_no_process_left(cluster: Server) -> None:
+    # Given a PostgreSQL with sessions that have much memory to give back
+    with contextlib.ExitStack() as sessions:
+        for _ in range(20):
+            connection = sessions.enter_context(contextlib.closing(psycopg2.connect(cluster.url)))
+            connection.cursor().execute("CREATE TEMPORARY TABLE much AS SELECT generate_series(1, 100000)")
+        members = cluster.family()
+        assert len(members) > 20
+        # When it is killed, then none of its processes runs when that returns
+        cluster.kill()
+        assert [member for member in members if _runs(member)] == []
+
+
+def _runs(member: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("is_reused", [False, True], ids=["its number is free", "another program has its number"])
+def test_postgresql_starts_after_its_main_process_alone_was_killed(
+    cluster: Server, tmp_path: Path, is_reused: bool
+) -> None:
+    # Given a PostgreSQL whose main process was killed, and a child that has not ended yet
+    child = next(member for member in cluster.family() if member.pid != cluster.pid)
+    child.suspend()
+    wait_stopped([child])
+    assert cluster.process is not None
+    cluster.process.kill()
+    cluster.process.wait()
+    pid_file = tmp_path / "postgres" / "postmaster.pid"
+    with contextlib.ExitStack() as others:
+        if is_reused:
+            as_owner = [*cluster.command[: cluster.command.index("-D") - 1], "sleep", "600"]
+            other = others.enter_context(subprocess.Popen(as_owner))
+            others.callback(other.kill)
+            lines = pid_file.read_text().splitlines()
+            pid_file.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+        waking = others.enter_context(ThreadPoolExecutor(1))
+        others.callback(child.resume)  # also where the start fails: nothing of it may stay
+        # When it is started while that child still holds the shared memory, then it waits for the child and starts
+        started = waking.submit(cluster.start)
+        assert not wait([started], timeout=0.5).done
+        child.resume()
+        started.result(WAIT_SECONDS_MAX)
 
 
 def test_a_postgresql_that_runs_keeps_its_lock(cluster: Server, tmp_path: Path) -> None:
