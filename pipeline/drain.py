@@ -33,6 +33,7 @@ from pipeline.errors import (
     StoreUnavailableError,
 )
 from pipeline.last_record import holds_another_record
+from pipeline.late_begin import LateBegin, late_begin_words
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import OffsetFence
@@ -91,7 +92,7 @@ class DrainReport:
     more: bool = False  # there is probably more to drain
     error: str | None = None
     evidence: dict[str, Any] | None = None  # of poison: the batch, for people to look at
-    began_late: int | None = None  # no record was stored before, and the log begins at this offset, not at 0
+    began_late: LateBegin | None = None  # no record was stored before, and the log does not begin at offset 0
 
 
 class _Did(Enum):
@@ -215,7 +216,7 @@ class _KnownLog:
         self._fence = fence
         self._identity: LogIdentity | None = None  # None: must be read
         self._must_fence = False
-        self._begins: dict[int, int] = {}  # by partition; each is used once
+        self._begins: dict[int, LateBegin] = {}  # by partition; each is used once
 
     def get(self) -> LogIdentity:
         """The log's identity. If a lowest offset was refused, first make this incarnation the current one.
@@ -233,13 +234,14 @@ class _KnownLog:
             self._identity = identity
         return self._identity
 
-    def begin(self, partition: int) -> int:
-        """The offset at which a partition begins in the log. Raises LogUnavailableError.
+    def begin(self, partition: int) -> LateBegin:
+        """Where a partition begins in the log. Raises LogUnavailableError.
 
         The answer has all partitions, and serves each of them once: its next look-up asks again.
         """
         if partition not in self._begins:
-            self._begins = {position.partition: position.begin for position in self._log.positions()}
+            log_id, positions = self.get().log_id, self._log.positions()
+            self._begins = {one.partition: LateBegin.of(log_id, one) for one in positions}
         if partition not in self._begins:
             raise LogUnavailableError(f"the event log's partition {partition} does not report its begin")
         return self._begins.pop(partition)
@@ -379,8 +381,8 @@ class _Run(Generic[Encoded]):
         self._is_waiting = False  # for events; between two turns
         self._total = StoreResult()
         self._batches = 0
-        self._log_begin = 0  # if no record of the partition is stored yet: the offset at which it begins in the log
-        self._began_late: int | None = None
+        self._log_begin: LateBegin | None = None  # if no record of the partition is stored yet
+        self._began_late: LateBegin | None = None
         self._evidence: dict[str, Any] | None = None
 
     @property
@@ -587,10 +589,10 @@ class _Run(Generic[Encoded]):
         self._held_log_id = identity.log_id
         self._busy_tries = 0
         stored = sink.stored_position(identity.log_id, self._partition)
-        self._log_begin = 0
+        self._log_begin = None
         if stored is None:
             self._log_begin = self._known.begin(self._partition)
-            return self._log_begin
+            return self._log_begin.begin
         self._compare(stored)
         self._prefetch.stored_up_to(identity.log_id, stored.next_offset)
         return stored.next_offset
@@ -606,17 +608,16 @@ class _Run(Generic[Encoded]):
 
     def _note_late_begin(self, batch: LogBatch) -> None:
         """Report that the first batch of a partition is not the log's first, unless the log itself declares that."""
-        begin, self._log_begin = self._log_begin, 0
-        if begin == 0 or batch.gap_from == 0:
+        late, self._log_begin = self._log_begin, None
+        if late is None or late.begin == 0 or batch.gap_from == 0:
             return
-        self._began_late = begin
+        self._began_late = late
         _logger.warning(
-            "partition %d: nothing of it is stored, and the event log begins at offset %d: offsets 0 to %d were "
-            "trimmed, or expired, and are not stored from this log",
+            "partition %d: it begins at offset %d. %s",
             self._partition,
-            begin,
-            begin - 1,
-            extra={"action": "partition_began_late", "partition": self._partition, "offset": begin},
+            late.begin,
+            late_begin_words(self._context.settings, [late]),
+            extra={"action": "partition_began_late", "partition": self._partition, "offset": late.begin},
         )
 
     def _raise_lowest_offset(self, next_offset: int) -> None:

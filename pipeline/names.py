@@ -219,6 +219,7 @@ class AlarmCode(StrEnum):
     LOOP_FAILS = "loop_fails"  # a thread or timer of a worker that must not end fails or hangs
     CLOCKS_DIFFER = "clocks_differ"  # a wall clock is over a second off the control store's: shown times are wrong
     FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
+    BEGAN_LATE = "began_late"  # earlier records of the log are not in this sink: another database, or they were deleted
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would reuse offsets that PostgreSQL has stored
     SCHEMA_REFUSED = "schema_refused"  # the database's schema (newer than this version, changed) can't be used
     # The database answers and can't be used (a password, rights, its encoding, a standby, a pooler), or the archive

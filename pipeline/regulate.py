@@ -14,6 +14,7 @@ from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.flow.rate import Decay
 from pipeline.flow.shares import Shares, share_out, together
+from pipeline.late_begin import LateBegins
 from pipeline.names import (
     LEASE_REGULATE,
     LEASE_TICK,
@@ -86,6 +87,7 @@ class ControlAdapters:
     clock: Clock = field(default_factory=SystemClock)
     lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as rate_age is
     rate_age: Age = field(default_factory=Age)  # of the last publication
+    late_begins: LateBegins = field(default_factory=LateBegins)  # kept from tick to tick
     offers: Offers | None = None  # None: no ingest process reports what accounts offer
 
 
@@ -245,6 +247,16 @@ def _tick(
     _record_lost_tail(state, sample, control.events, actor)
     if sample.stored is not None:
         _look_after_offsets(log, positions, sample, sink=sink, control=control, state=state, actor=actor)
+        late = control.late_begins.look(
+            settings,
+            sample.log_id or "",
+            positions,
+            sample.stored,
+            state=state,
+            events=control.events,
+            actor=actor,
+        )
+        sample.alarms += [] if late is None else [late]
     _hear_troubles(control, sample)
     _compare_clocks(looks, sample, settings, actor)
     known = control.store.state() if restored else state

@@ -1,4 +1,4 @@
-"""Makes text from outside safe to show in a terminal or a log file.
+"""Numbers with their nouns; and makes text from outside safe to show in a terminal or a log file.
 
 A line feed in an id or a reason would start a forged log line, and an escape sequence would reach the reader's
 terminal.
@@ -10,6 +10,11 @@ from typing import Final
 # C0 and C1 controls, Unicode line separators, and marks that change the display order of the text after them.
 _HIDDEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _HIDDEN_BUT_LINES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the singular or the plural: 1 event, 1,200 events."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def on_one_line(text: str) -> str:

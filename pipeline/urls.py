@@ -29,6 +29,12 @@ def hosts_of(url: str) -> list[str]:
     return ((match and match[2]) or "").rpartition("@")[2].split(",")
 
 
+def place_of(url: str) -> str:
+    """Hosts and path, for people: no user, no password, no options."""
+    match = _URL.match(url)
+    return f"{','.join(hosts_of(url))}{(match and match[3]) or ''}"
+
+
 def has_redis_tls(url: str) -> bool:
     """Whether connections to a Redis of this URL, and to its sentinels, use TLS."""
     return scheme_of(url) in _TLS_SCHEMES

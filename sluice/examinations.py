@@ -9,7 +9,7 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,14 +23,18 @@ from pipeline.control_store.rights import Role
 from pipeline.control_store.rights_check import check_rights
 from pipeline.errors import RecoverableError, SinkMisconfiguredError
 from pipeline.flow.clocks import Look, difference_words
+from pipeline.flow.lag import total_lag
 from pipeline.health.runbooks import runbook_place
+from pipeline.late_begin import begin_late, late_begin_advice, late_begin_words
 from pipeline.names import AlarmCode
+from pipeline.ports.log import PartitionPosition
 from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to
 from pipeline.secrets import url_problem
 from pipeline.settings import Settings
 from pipeline.sink.server_check import FSYNC_OFF
 from pipeline.sink.session import Session
 from pipeline.sink.sessions import limits_problem, limits_warning, read_limits, sessions_needed
+from pipeline.text import counted
 from sluice.findings import Check, Finding, Scene, State
 from tasks import signing
 
@@ -182,14 +186,14 @@ def programs_findings(states: Mapping[str, str], logs: Path) -> Iterator[Finding
 # --- Settings -----------------------------------------------------------------------------------------------------
 
 
-def doors(scene: Scene) -> Iterator[Finding]:
+def access(scene: Scene) -> Iterator[Finding]:
     """Whether strangers could send or look, and whether certificates and keys can be used."""
     refuse_public(scene.settings)
     certificate_of(scene.settings)
     words = ["HTTPS" if scene.settings.ingest_tls_cert else "HTTP", f"at {scene.settings.ingest_host}"]
     if scene.settings.ingest_keys:
         words.append("clients need a key")
-    yield Finding("doors", State.OK, ", ".join(words))
+    yield Finding("access", State.OK, ", ".join(words))
 
 
 def signed_messages(scene: Scene) -> Iterator[Finding]:
@@ -299,6 +303,30 @@ def schema(scene: Scene) -> Iterator[Finding]:
         yield Finding("schema", State.OK, "nothing is missing")
 
 
+def stored(scene: Scene) -> Iterator[Finding]:
+    """Whether the sink is the one that has stored what the event log no longer holds."""
+    settings = scene.settings
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(wiring.make_log(settings)))
+        storage = stack.enter_context(contextlib.closing(wiring.make_storage(settings)))
+        log_id = log.identity().log_id
+        positions = log.positions()
+        offsets = storage.offsets.stored_offsets(log_id)
+    yield stored_finding(settings, log_id, positions, offsets)
+
+
+def stored_finding(
+    settings: Settings, log_id: str, positions: Sequence[PartitionPosition], offsets: Mapping[int, int]
+) -> Finding:
+    """How much of the event log is stored, or what the sink lacks of it."""
+    late = begin_late(log_id, positions, offsets).values()
+    if late:
+        return Finding("stored", State.WRONG, late_begin_words(settings, late), late_begin_advice(settings, late))
+    waiting = total_lag(positions, offsets) or 0
+    what = "all of the event log" if not waiting else f"all of the event log but {counted(waiting, 'event')}"
+    return Finding("stored", State.OK, what)
+
+
 def clocks(scene: Scene) -> Iterator[Finding]:
     """The clocks of this machine and of PostgreSQL beside that of the control store, which decides."""
     clock, beyond = scene.clock, scene.settings.clock_difference_seconds_max
@@ -364,7 +392,7 @@ OF_SHELL: Final = (
     Check("open files", open_files),
     Check("disk", disks),
     Check("programs", programs),
-    Check("doors", doors),
+    Check("access", access),
     Check("signing", signed_messages),
 )
 OF_SERVERS: Final = (
@@ -374,6 +402,7 @@ OF_SERVERS: Final = (
     Check("PostgreSQL", postgresql, "start the server of DATABASE_URL, or correct that setting"),
     Check("sessions", sessions),
     Check("schema", schema),
+    Check("stored", stored),
     Check("clocks", clocks),
     Check("ingest", ingest),
 )

@@ -16,6 +16,7 @@ from pipeline.control_store.redis_queues import RedisQueues
 from pipeline.drain_counters import DrainCounters
 from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
+from pipeline.late_begin import LateBegins
 from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
 from pipeline.ports.counters import Counters
@@ -58,6 +59,7 @@ class WorkerContext:
         self.schema_problem: str | None = None  # why the migration of the schema failed
         self.server_problem: str | None = None  # why PostgreSQL can't be used at all
         self.lag_age, self.rate_age = Age(), Age()  # as counted by this process' ticks of the control loop
+        self.late_begins = LateBegins()  # of the event log, as this process' ticks have seen them
         self._known_log: tuple[float, LogIdentity] | None = None  # when it was read
 
     @cached_property

@@ -98,6 +98,7 @@ def regulate_rate(self: Any) -> str | None:
             clock=context.clock,
             lag_age=context.lag_age,
             rate_age=context.rate_age,
+            late_begins=context.late_begins,
             offers=context.offers,
         ),
         actor=context.name,

@@ -10,6 +10,7 @@ from celery import shared_task
 
 from pipeline.drain import DrainOutcome, DrainReport, drain, drain_in_turn
 from pipeline.errors import PermanentError, StoreUnavailableError, in_brief
+from pipeline.late_begin import LateBegin, late_begin_data, late_begin_words
 from pipeline.names import ControlEventKind, DropReason, PauseReason
 from pipeline.ports.control import Pause, paused
 from pipeline.settings import Settings
@@ -183,10 +184,9 @@ def _tell(report: DrainReport, context: WorkerContext) -> None:
         )
 
 
-def _record_late_begin(context: WorkerContext, partition: int, begin: int) -> None:
+def _record_late_begin(context: WorkerContext, partition: int, late: LateBegin) -> None:
     """Report that an event log's first records are not stored. No reason to stop: often they were not needed."""
-    why = "the event log no longer holds what came before, and nothing of this partition was stored"
-    data = {"partition": str(partition), "first": "0", "end": str(begin)}
+    why, data = late_begin_words(context.settings, [late]), late_begin_data(context.settings, partition, late)
     try:
         context.events.record(ControlEventKind.BEGAN_LATE, actor=context.name, why=why, data=data)
     except StoreUnavailableError as error:

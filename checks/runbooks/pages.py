@@ -28,6 +28,7 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "redis-memory-near-limit": (own.redis_memory_near_limit,),
     "database-connections-high": (own.database_connections_high,),
     "clocks-differ": (own.clocks_differ,),
+    "began-late": (own.began_late,),
     "former-log": (own.former_log,),
     "lag-unknown": (own.lag_unknown,),
     "log-behind-stored": (own.log_behind_stored,),

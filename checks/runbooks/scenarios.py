@@ -380,6 +380,31 @@ def former_log(act: Act) -> None:
     _until_all_is_stored(act)
 
 
+def began_late(act: Act) -> None:
+    """The database is replaced by an empty one, as by a wrong DATABASE_URL."""
+    act.send(40, key="late")
+    _until_all_is_stored(act)
+    act.note("made: the database is replaced by an empty one of the same name, and the workers are started again")
+    _replace_database(act, "ALTER DATABASE sluice RENAME TO before", "CREATE DATABASE sluice")
+    act.see("began_late", "stored before")
+    act.run('psql "$DATABASE_URL" -c "SELECT * FROM stored_offsets"')
+    act.run("python -m sluice doctor | grep stored")
+    act.note("step 2: the right database is put back, and the workers are started again")
+    _replace_database(act, "DROP DATABASE sluice", "ALTER DATABASE before RENAME TO sluice")
+    act.see_end("began_late")
+    act.send(1, key="late")
+    _until_all_is_stored(act)
+
+
+def _replace_database(act: Act, *statements: str) -> None:
+    for program in ("batches", "control"):
+        act.stop(program)
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'sluice'"
+    act.sql(end, *statements, database="template1")
+    for program in ("control", "batches"):
+        act.start(program)
+
+
 def lag_unknown(act: Act) -> None:
     """Only the control worker can't reach the event log."""
     act.note("made: another control worker in place of the system's, with an EVENT_LOG_URL at which nothing listens")

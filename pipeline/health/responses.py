@@ -71,6 +71,10 @@ _RESPONSES: Final[dict[str, Response]] = {
     AlarmCode.LOOP_FAILS: Response("The loop goes on with its last state, and tries again.", ""),
     AlarmCode.CLOCKS_DIFFER: Response("No decision of the control loop depends on that clock; shown times do.", DOCTOR),
     AlarmCode.FORMER_LOG: Response("Nothing: no worker drains that log. Its events stay there.", ""),
+    AlarmCode.BEGAN_LATE: Response(
+        "Storing goes on with the first record that the log holds. No event is stored twice in one database.",
+        'psql "$DATABASE_URL" -c "SELECT * FROM stored_offsets"',
+    ),
     AlarmCode.LOG_BEHIND_STORED: Response("The partition is paused, so that no event is passed over.", ""),
     AlarmCode.SCHEMA_REFUSED: Response(
         f"Workers that refuse the schema store nothing, and look again. {_HELD}",

@@ -24,6 +24,7 @@ from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regu
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
+from pipeline.urls import place_of
 from support.event_logs import KafkaRig, LogRig, RedisRig, patient_log, recovered
 from support.postgres_links import Pair, primary_and_standby
 from support.records import record
@@ -241,7 +242,11 @@ def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(r
     assert rig.drain().stored == 6
     assert rig.pauses() == []
     [told] = [event for event in rig.context.events.last(9) if event.kind is ControlEventKind.BEGAN_LATE]
-    assert told.data == {"partition": "0", "first": "0", "end": "4"}
+    log_id, place = rig.context.log.identity().log_id, place_of(rig.settings.database_url)
+    assert told.data == {
+        "partition": "0", "first": "0", "end": "4", "committed": "0", "log_id": log_id, "place": place,
+    }  # fmt: skip
+    assert f"4 records are neither in the event log nor in PostgreSQL ({place})" in told.why
     rig.append(10, 12)
     rig.drain()
     assert [event.kind for event in rig.context.events.last(9)].count(ControlEventKind.BEGAN_LATE) == 1

@@ -30,7 +30,7 @@ from pipeline.errors import (
     StoreUnavailableError,
 )
 from pipeline.flow.clocks import Look
-from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
+from pipeline.ports.log import LogIdentity, MissingReplicas, PartitionPosition, SetUpFault
 from pipeline.settings import Settings
 from pipeline.sink.server_check import LENT_BACKENDS, DatabaseFacts
 from pipeline.sink.sessions import SessionLimits
@@ -172,15 +172,28 @@ def test_programs(tmp_path: Path) -> None:
     assert found.do == f"look at {tmp_path}/beat.log"
 
 
-def test_doors(tmp_path: Path) -> None:
-    assert is_fine(look("doors"), "HTTP, at 127.0.0.1")
-    assert is_fine(look("doors", Settings(ingest_keys=True)), "clients need a key")
-    found = only(look("doors", Settings(ingest_host="0.0.0.0")))
+def test_access(tmp_path: Path) -> None:
+    assert is_fine(look("access"), "HTTP, at 127.0.0.1")
+    assert is_fine(look("access", Settings(ingest_keys=True)), "clients need a key")
+    found = only(look("access", Settings(ingest_host="0.0.0.0")))
     assert found.state is State.WRONG
     assert "set INGEST_KEYS=yes" in found.what
-    found = only(look("doors", Settings(ingest_tls_cert=str(tmp_path / "none.pem"))))
+    found = only(look("access", Settings(ingest_tls_cert=str(tmp_path / "none.pem"))))
     assert found.state is State.WRONG
     assert "none.pem" in found.what
+
+
+def test_stored() -> None:
+    def found(stored: dict[int, int], *positions: PartitionPosition) -> Finding:
+        return examinations.stored_finding(Settings(), "a.2", positions, stored)
+
+    assert is_fine([found({0: 5}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 0, 0, None))], "all of the event")
+    assert is_fine([found({0: 4}, PartitionPosition(0, 4, 5, 4))], "all of the event log but 1 event")
+    # And a database that has nothing of what the log says was stored is probably the wrong one
+    wrong = found({}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 2, 2, 2))
+    assert wrong.state is State.WRONG
+    assert "has none of the 7 records of this event log that were stored before" in wrong.what
+    assert wrong.do.startswith("DATABASE_URL: if it is wrong, set it back")
 
 
 def test_signed_messages(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.errors import (
     SinkUnavailableError,
     StoreUnavailableError,
 )
+from pipeline.late_begin import LateBegin
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.pace import Pace
 from pipeline.ports.control import Mirror
@@ -151,7 +152,7 @@ def test_a_log_that_was_never_drained_begins_where_it_begins(rig: Rig) -> None:
     assert report.stored == 15
     assert rig.stored_numbers() == list(range(5, 20))
     # Then it says so, once
-    assert report.began_late == 5
+    assert report.began_late == LateBegin(rig.log_id, 5, 0)
     assert rig.drain().began_late is None
 
 

@@ -23,6 +23,7 @@ from pipeline.errors import (
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Offered, Shares
 from pipeline.follower import ControlSnapshot
+from pipeline.late_begin import LateBegin, LateBegins, late_begin_data
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, ProblemCode, Severity
 from pipeline.policies import make_policy
@@ -113,7 +114,7 @@ class System:
         self.rig: ControlRig = memory_rig(control_settings("redis://nowhere"), self.server)
         self.log = MemoryLog(partitions=2)
         self.database = FakeDatabase(self.clock)
-        self.lag_age, self.rate_age = Age(), Age()
+        self.lag_age, self.rate_age, self.late_begins = Age(), Age(), LateBegins()
         self.session_problem: str | None = None
         self.server_problem: str | None = None
         self.seen: list[tuple[str, dict[int, int]]] = []  # of the log, at each tick
@@ -147,6 +148,7 @@ class System:
                 clock=self.own_clock,
                 lag_age=self.lag_age,
                 rate_age=self.rate_age,
+                late_begins=self.late_begins,
                 offers=self.rig.offers,
             ),
             actor=actor,
@@ -534,6 +536,89 @@ def test_what_postgresql_lost_after_it_was_trimmed_is_declared_and_counted(syste
     # And that is not repeated
     system.tick()
     assert system.events(ControlEventKind.PAUSED) == 1
+
+
+def test_a_database_without_what_was_stored_before_is_named_before_the_next_event(system: System) -> None:
+    # Given a log of which all was stored and trimmed, and a database that has stored nothing of it
+    for partition, events in ((0, 100), (1, 20)):
+        system.append(partition, events)
+        system.log.server.trim(partition, events)
+        system.log.commit(system.log.identity().log_id, partition, events)
+    system.database.stored = {}
+    # Then health names the likely cause from the first tick on, and records nothing: no drain has begun late yet
+    for _ in range(2):
+        system.tick()
+        (alarm,) = system.rate().alarms
+        assert (alarm.code, alarm.severity) == (AlarmCode.BEGAN_LATE, Severity.DEGRADED)
+        assert "has none of the 120 records of this event log that were stored before" in alarm.what
+        assert "DATABASE_URL probably names another database than then" in alarm.what
+        assert alarm.look_at.startswith("DATABASE_URL: if it is wrong, set it back")
+    assert system.events(ControlEventKind.BEGAN_LATE) == 0
+    # When it is the right database again
+    right = {0: 100, 1: 20}
+    system.database.stored = right
+    # Then that is over at once
+    system.tick()
+    assert system.rate().alarms == ()
+
+
+def test_a_late_begin_that_a_drain_has_recorded_is_shown_for_an_hour(system: System) -> None:
+    # Given events that were stored in another database, before a tick has seen that
+    system.tick()
+    settings, log_id = system.rig.settings, system.log.identity().log_id
+    for partition in (0, 1):
+        data = late_begin_data(settings, partition, LateBegin(log_id, 50, 50))
+        system.rig.events.record(ControlEventKind.BEGAN_LATE, actor="a drain", why="late", data=data)
+        system.append(partition, 51)
+    system.database.stored = {0: 51, 1: 51}
+    # Then each process that ticks says so, the next one too
+    for late_begins in (system.late_begins, LateBegins()):
+        system.late_begins = late_begins
+        system.tick()
+        (alarm,) = system.rate().alarms
+        assert "none of the 100 records" in alarm.what
+    # And no more after an hour
+    system.tick(after=3600)
+    assert system.rate().alarms == ()
+    # Nor with another database than the one that began late
+    system.late_begins = LateBegins()
+    system.rig.events.record(
+        ControlEventKind.BEGAN_LATE, actor="a drain", why="late", data=data | {"place": "elsewhere"}
+    )
+    system.tick()
+    assert system.rate().alarms == ()
+
+
+def test_records_that_the_log_lost_before_anything_was_stored_are_named_before_the_next_event(system: System) -> None:
+    # Given a partition that somebody empties before anything of it is stored
+    system.append(0, 30)
+    system.tick()
+    assert system.rate().alarms == ()
+    system.log.server.trim(0, 30)
+    # Then health says so at the next tick, for an hour, also after another process has ticked; and it is recorded once
+    for late_begins in (system.late_begins, LateBegins(), system.late_begins):
+        system.late_begins = late_begins
+        system.tick()
+        (alarm,) = system.rate().alarms
+        assert (alarm.code, alarm.severity) == (AlarmCode.BEGAN_LATE, Severity.DEGRADED)
+        assert alarm.what.startswith("30 records are neither in the event log nor in PostgreSQL")
+        assert alarm.look_at.startswith("who deletes from the event log")
+    assert system.events(ControlEventKind.BEGAN_LATE) == 1
+    system.tick(after=3600)
+    system.tick()
+    assert system.rate().alarms == ()
+    assert system.events(ControlEventKind.BEGAN_LATE) == 1
+
+
+def test_an_idle_tick_does_not_read_the_control_events(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a system whose drains have stored of each partition
+    system.append(0, 10)
+    system.database.stored = {0: 10, 1: 0}
+    system.tick()
+    # Then the next ticks do not look for late begins
+    monkeypatch.setattr(system.rig.events, "last", lambda _: pytest.fail("the control events are read"))
+    for _ in range(3):
+        system.tick()
 
 
 def test_a_log_without_its_tail_that_waits_for_its_first_append_is_well(system: System) -> None:
