@@ -119,34 +119,63 @@ async def test_what_arrives_during_an_append_is_the_next_group(rigs: Rigs) -> No
     assert (rig.appender.waiting_events, rig.appender.waiting_bytes) == (0, 0)
 
 
+@pytest.fixture
+def patient_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread does not take a stall of the machine for a time without requests."""
+    monkeypatch.setattr(appender_module, "PING_SECONDS", 2 * WAIT_SECONDS_MAX)
+
+
+@pytest.mark.usefixtures("patient_thread")
 async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(rigs: Rigs) -> None:
-    # Given a last group of ten requests, and a long time for company
-    rig = await rigs(append_group_seconds_max=1.0)
+    # Given a last group of ten requests, and a time for company that no machine needs
+    rig = await _after_a_group_of_ten(rigs)
+    _wait_for_company(rig, 2 * WAIT_SECONDS_MAX)
+    # When ten more come one by one, they go together, and as soon as they are ten
+    futures = []
+    for _ in range(10):
+        futures.append(rig.append())
+        await asyncio.sleep(0.005)
+    await asyncio.wait_for(asyncio.gather(*futures), WAIT_SECONDS_MAX)
+    assert rig.log.groups == [1, 10, 10]
+
+
+@pytest.mark.usefixtures("patient_thread")
+async def test_one_that_comes_alone_after_ten_waits_for_its_time(rigs: Rigs) -> None:
+    # Given a last group of ten requests
+    rig = await _after_a_group_of_ten(rigs)
+    _wait_for_company(rig, 1.0)
+    # When one comes alone, it waits for no longer than that time
+    started = time.monotonic()
+    await rig.append()
+    assert 0.9 < time.monotonic() - started < 1.0 + BUSY_SECONDS
+    assert rig.log.groups == [1, 10, 1]
+
+
+async def test_one_that_comes_alone_after_another_does_not_wait(rigs: Rigs) -> None:
+    rig = await rigs()
+    _wait_for_company(rig, 2 * WAIT_SECONDS_MAX)
+    for number in range(1, 4):
+        await asyncio.wait_for(rig.append(), WAIT_SECONDS_MAX)
+        await until(rig.is_idle)
+        assert rig.log.groups == [1] * number
+
+
+def _wait_for_company(rig: _Rig, seconds: float) -> None:
+    """How long the first of a group waits from now on; it may be more than a setting allows."""
+    object.__setattr__(rig.settings, "append_group_seconds_max", seconds)
+
+
+async def _after_a_group_of_ten(rigs: Rigs) -> _Rig:
+    """A rig whose last group had ten requests, and whose thread waits for the next one."""
+    rig = await rigs()
     rig.log.gate.clear()
     futures = [rig.append()]
     await until(lambda: rig.log.groups == [1])
     futures += [rig.append() for _ in range(10)]
     rig.log.gate.set()
     await asyncio.gather(*futures)
-    # When ten more come one by one, they go together, and as soon as they are ten
     await until(rig.is_idle)
-    started = time.monotonic()
-    futures = []
-    for _ in range(10):
-        futures.append(rig.append())
-        await asyncio.sleep(0.005)
-    await asyncio.gather(*futures)
-    assert time.monotonic() - started < 0.9
-    # And one that comes alone then waits for no longer than that time, and the next not at all
-    await until(rig.is_idle)
-    started = time.monotonic()
-    await rig.append()
-    assert 0.9 < time.monotonic() - started < 1.0 + BUSY_SECONDS
-    await until(rig.is_idle)
-    started = time.monotonic()
-    await rig.append()
-    assert time.monotonic() - started < 0.9
-    assert rig.log.groups == [1, 10, 10, 1, 1]
+    return rig
 
 
 async def test_groups_are_bounded_and_requests_are_never_cut(rigs: Rigs) -> None:
@@ -251,7 +280,8 @@ async def test_a_log_that_is_away_is_refused_at_once_and_found_again(rigs: Rigs)
     await until(lambda: _takes(rig))
 
 
-async def test_a_full_log_is_not_tried_again_at_once(rigs: Rigs) -> None:
+async def test_a_full_log_is_not_tried_again_at_once(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appender_module, "FULL_SECONDS", WAIT_SECONDS_MAX)
     rig = await rigs()
     rig.log.failures = [LogFullError()]
     with pytest.raises(LogFullError):
@@ -260,6 +290,13 @@ async def test_a_full_log_is_not_tried_again_at_once(rigs: Rigs) -> None:
     with pytest.raises(LogFullError):
         rig.append()
     assert rig.log.groups == [1]
+
+
+async def test_a_log_that_was_full_is_tried_again(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.failures = [LogFullError()]
+    with pytest.raises(LogFullError):
+        await rig.append()
     await until(lambda: _takes(rig))
 
 
@@ -278,13 +315,16 @@ async def test_what_is_queued_behind_a_failure_does_not_wait_for_its_time(rigs: 
         await asyncio.wait_for(queued, WAIT_SECONDS_MAX / 2)
 
 
-async def test_a_failed_append_counts_for_a_while_even_where_the_log_answers(rigs: Rigs) -> None:
+async def test_a_failed_append_counts_for_a_while_even_where_the_log_answers(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(appender_module, "FAILED_SECONDS", WAIT_SECONDS_MAX)
     rig = await rigs()
     rig.log.failures = [LogUnavailableError("no lowest offsets")]
     with pytest.raises(LogUnavailableError):
         await rig.append()
     # Given that the log said who it is since
-    await until(lambda: rig.appender.status(time.monotonic() + 10).answers)
+    await until(lambda: rig.appender.status(time.monotonic() + 2 * WAIT_SECONDS_MAX).answers)
     # Then it is tried again, but not called ready before that went well, or some time has passed
     status = rig.appender.status(time.monotonic())
     assert (status.answers, status.problem) == (False, "no lowest offsets")
@@ -389,7 +429,7 @@ async def test_partitions_that_were_added_are_used_under_load(rigs: Rigs, monkey
     assert rig.appender.partitions == 4
     # When two are added while there is no moment without an append
     rig.log.server.add_partitions(2)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
     while rig.appender.partitions == 4:
         assert time.monotonic() < deadline
         await rig.append()
