@@ -297,7 +297,7 @@ def fill(client: Client) -> None:
         client.emit("x" * 60_000, severity="FATAL")
 
 
-@pytest.mark.parametrize("threads", [1, 6])
+@pytest.mark.parametrize("threads", [1, 20])
 def test_emitting_never_blocks_longer_than_set(threads: int) -> None:
     client = client_of(away(), queue_bytes_max=MB)
     fill(client)
@@ -317,7 +317,7 @@ def test_emitting_never_blocks_longer_than_set(threads: int) -> None:
         one.join(SECONDS_MAX)
     assert len(took) == threads
     assert min(took) >= 1.0
-    assert max(took) < 5, "none waits for the turn of another: that would be 6 s"
+    assert max(took) < 1.0 + BUSY_SECONDS, "none waits for the turn of another: that would be 20 s"
     client.close(0)
 
 
@@ -956,26 +956,31 @@ def test_a_handler_needs_an_address_or_a_client() -> None:
 async def test_the_async_client_blocks_no_loop(ingest: ScriptedIngest) -> None:
     import asyncio
 
+    # Given a server that answers once the loop has gone on while an event waited for room
     gate = threading.Event()
     ingest.script = lambda _: Answer() if gate.wait(SECONDS_MAX) else Answer(503)
-    ticks = 0
+    emitted = 0
 
     async def tick() -> None:
-        nonlocal ticks
-        while True:
+        seen = waits = 0
+        while waits < 20:
             await asyncio.sleep(0.01)
-            ticks += 1
+            waits = waits + 1 if emitted == seen > 0 else 0
+            seen = emitted
+        gate.set()
 
     ticking = asyncio.create_task(tick())
     options: dict[str, Any] = {"queue_bytes_max": MB, "block_seconds": SECONDS_MAX, "linger_seconds": 0.01}
     async with AsyncClient(ingest.url, source="app", **options) as client:
-        asyncio.get_running_loop().call_later(0.3, gate.set)
+        # When more comes than there is room for, Then all of it is accepted, since no wait blocks the loop
         for number in range(40):
             assert await client.emit(f"{number}" + "x" * 60_000)
+            emitted += 1
+        assert emitted == 40
+        assert gate.is_set()
         assert await client.flush(SECONDS_MAX)
         assert client.stats.accepted == 40
-    assert ticks > 5
-    ticking.cancel()
+    await ticking
 
 
 async def test_a_flush_that_is_cancelled_leaves_nothing_behind() -> None:
