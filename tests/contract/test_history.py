@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import redis
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.control_store.redis_history import RedisHistory
@@ -81,7 +82,7 @@ def test_an_entry_holds_the_totals_of_all_processes_and_the_sample(rig: Rig) -> 
     assert first.sample == {"lag": [1, None], "mode": "normal"}
     assert dict(zip(COUNTS, second.counts, strict=True))["admitted"] == 8
     assert second.counts[COUNTS.index("failed")] == 2
-    assert 0 <= second.at - first.at < 5
+    assert 0 <= second.at - first.at < WAIT_SECONDS_MAX
 
 
 def test_an_entry_holds_the_totals_by_level_of_processes_that_count_them(rig: Rig) -> None:

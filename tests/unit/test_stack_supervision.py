@@ -52,7 +52,8 @@ def test_what_a_killed_supervisor_left_is_found_and_ended(
         system.clean()
     # When the system is stopped, it is ended, by force where it does not listen
     assert system.stop() is True
-    assert not psutil.pid_exists(left.pid)
+    assert left.wait(WAIT_SECONDS_MAX) is not None
+    wait_until(lambda: not psutil.pid_exists(left.pid), "it has ended")
     assert system.remains() == 0
     # And there is nothing to stop after that
     assert system.stop() is False
