@@ -20,7 +20,7 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from pipeline.sink.sessions import batch_processes
 from stack.config import environ_with
-from stack.servers import wait_stopped
+from stack.servers import wait_ended, wait_stopped
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -118,9 +118,10 @@ class Program:
         except subprocess.TimeoutExpired:
             status = None
         for one in family:
-            if one.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends by itself
                 one.kill()
         self._process.wait(WAIT_SECONDS_MAX)
+        wait_ended(family)
         self._process = None
         return status
 
