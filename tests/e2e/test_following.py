@@ -14,7 +14,12 @@ from support.site import Site
 
 def _lines(program: Program) -> list[dict[str, Any]]:
     """What a process logged; a library that prints by itself is no line of ours."""
-    return [json.loads(line) for line in program.log().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in _whole_lines(program) if line.startswith("{")]
+
+
+def _whole_lines(program: Program) -> list[str]:
+    """What a process logged, without a line that it is writing now."""
+    return program.log().rpartition("\n")[0].splitlines()
 
 
 def _with(program: Program, action: str, name: str) -> list[dict[str, Any]]:
@@ -41,6 +46,7 @@ def test_an_event_is_followed_from_its_request_to_its_batch(site: Site) -> None:
 
     site.system.wait(lambda: len(rows()) == 3, "its events are stored")
     # Then ingest named it, and so did the batches whose partition and offsets its rows have
+    site.system.wait(lambda: bool(_with(site.system.ingest, "request_answered", name)), "its answer is named")
     [taken] = _with(site.system.ingest, "request_answered", name)
     assert (taken["process"], taken["level"], taken["code"]) == ("ingest", "DEBUG", "accepted")
     site.system.wait(lambda: bool(_with(site.system.batches, "batch_stored", name)), "the batch is named")
@@ -56,7 +62,7 @@ def test_every_line_of_every_process_is_json_with_the_same_fields(site: Site) ->
     assert _lines(site.system.control)
     wanted = {"time", "level", "logger", "process", "pid", "message"}
     for program in site.system.programs:
-        lines = program.log().splitlines()
+        lines = _whole_lines(program)
         first = next((number for number, line in enumerate(lines) if line.startswith("{")), len(lines))
         ours = [json.loads(line) for line in lines if line.startswith("{")]
         assert all(wanted <= set(line) for line in ours)

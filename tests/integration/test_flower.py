@@ -153,5 +153,5 @@ def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Setti
     assert "flower: options from the environment: FLOWER_DEBUG, FLOWER_URL_PREFIX\n" in refused.log.read_text()
     # And not with a file that is not there
     refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0", SLUICE_FLOWER_BASIC_AUTH_FILE="/nowhere")
-    assert refused.process.wait(30) != 0
+    assert refused.process.wait(WAIT_SECONDS_MAX) != 0
     assert "'/nowhere' can't be read" in refused.log.read_text()

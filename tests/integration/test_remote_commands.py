@@ -15,7 +15,7 @@ import redis
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert
 from checks.testbed.processes import ROOT, System, control_worker
-from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline import wiring
 from pipeline.names import KEY_LOG_STREAM, PauseReason
 from pipeline.ports.control import ControlEvent, ControlState
@@ -27,6 +27,8 @@ from support.event_logs import patient_log
 from support.records import record
 from support.servers import own_servers
 
+CELERY = (sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app")
+
 
 @dataclass
 class Rig:
@@ -37,9 +39,12 @@ class Rig:
     control_redis: Server
     postgres: Server
 
-    def celery(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def celery(
+        self, kind: str, *words: str, seconds_max: float = WAIT_SECONDS_MAX
+    ) -> "subprocess.CompletedProcess[str]":
+        """`celery control` or `celery inspect`. The first answer to a command of ours ends the wait."""
         return subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app", *words],
+            [*CELERY, kind, "--timeout", str(seconds_max), *words],
             cwd=ROOT,
             env={**environ_with(self.settings), "NO_COLOR": "1", "USER": "ann", "LOGNAME": "ann"},
             capture_output=True,
@@ -50,7 +55,7 @@ class Rig:
 
     def control(self, *words: str) -> str:
         """The one answer to a control command."""
-        said = self.celery("control", "--timeout", "60", *words)  # the first answer ends the wait
+        said = self.celery("control", *words)
         assert said.returncode == 0, said.stderr
         assert (
             "dropped a message" not in said.stderr
@@ -378,6 +383,6 @@ def test_a_frozen_postgresql_does_not_keep_a_rate_by_hand_back(rig: Rig) -> None
 def test_when_nobody_can_act_it_is_said_and_the_status_is_not_0(rig: Rig) -> None:
     # Given a broker on which there is no control worker
     elsewhere = replace(rig.settings, key_prefix="nobody:")
-    said = replace(rig, settings=elsewhere).celery("control", "pause_consumption")
+    said = replace(rig, settings=elsewhere).celery("control", "pause_consumption", seconds_max=1.0)
     assert said.returncode != 0
     assert "no control worker answered within 5 s" in said.stderr

@@ -196,7 +196,7 @@ def test_commands_in_a_bare_shell_find_the_running_system(place: Place) -> None:
     assert status.returncode in (0, 1), status.stdout + status.stderr
     assert json.loads(status.stdout)["eventLog"] == "redis"
     # And Celery's commands reach its workers
-    lag = said("celery", "-A", "tasks.app", "inspect", "lag")
+    lag = said("celery", "-A", "tasks.app", "inspect", "--timeout", str(WAIT_SECONDS_MAX), "lag")
     assert lag.returncode == 0, lag.stdout + lag.stderr
     assert "partition" in lag.stdout
     assert "ignored, since Sluice's settings decide (docs/settings.md): CELERY_BROKER_URL" in lag.stderr
