@@ -24,6 +24,7 @@ from checks.testbed.waiting import RUN_SECONDS_MAX
 ROOT = Path(__file__).resolve().parents[2]
 # Other tests run beside these: the p99 may be this much and say nothing.
 BUSY_SECONDS = 0.5
+FLOODS_MAX = 6
 
 
 def test_requests_that_break_the_contract_are_refused(victim: Victim) -> None:
@@ -78,9 +79,11 @@ def test_bodies_that_are_hard_to_read_keep_nobody_waiting(victim: Victim) -> Non
     seen = siege(
         victim.port, lambda: flooding(victim.port, hard=4, seconds=5.0), rate=100, before_seconds=3.0, seconds=5.0
     )
-    # Where each is read all at once, the median is 0.3 s and the p99 two seconds.
+    # Where each is read all at once, the median is 0.3 s and the p99 two seconds. A busy machine makes both longer, and
+    # before the attack too.
     assert seen.problems(p99_seconds_sure=2 * BUSY_SECONDS) + flood_problems(seen.attack, 2.0) == [], seen.lines()
-    assert statistics.median(seen.during.seconds) < 0.15, seen.lines()
+    before, during = (statistics.median(load.seconds) for load in (seen.before, seen.during))
+    assert during < max(0.15, 5 * before), seen.lines()
     assert seen.attack["refusals"].get("422", 0) > 0, seen.lines()
 
 
@@ -89,10 +92,15 @@ def test_nor_do_those_of_other_protocols_which_take_no_more_memory_each_time(vic
     process = psutil.Process(victim.program.pid)
     with flooding(victim.port, others=2, seconds=5.0):
         pass
-    before = process.memory_info().rss
-    seen = siege(
-        victim.port, lambda: flooding(victim.port, others=2, seconds=5.0), rate=50, before_seconds=1.0, seconds=5.0
-    )
-    assert seen.problems(p99_seconds_sure=2 * BUSY_SECONDS) + flood_problems(seen.attack, 2.0) == [], seen.lines()
-    assert sum(seen.attack["others"].values()) > 2, seen.lines()
-    assert process.memory_info().rss - before <= SHORT_GROWTH_BYTES_MAX
+    # When more come, Then they take no more: what keeps growing grows each time. A busy machine reads few in the time,
+    # so the first of a kind may still be among them.
+    grown: list[int] = []
+    while not grown or (grown[-1] > SHORT_GROWTH_BYTES_MAX and len(grown) < FLOODS_MAX):
+        before = process.memory_info().rss
+        seen = siege(
+            victim.port, lambda: flooding(victim.port, others=2, seconds=5.0), rate=50, before_seconds=1.0, seconds=5.0
+        )
+        assert seen.problems(p99_seconds_sure=2 * BUSY_SECONDS) + flood_problems(seen.attack, 2.0) == [], seen.lines()
+        assert sum(seen.attack["others"].values()) > 2, seen.lines()
+        grown.append(process.memory_info().rss - before)
+    assert grown[-1] <= SHORT_GROWTH_BYTES_MAX, grown
