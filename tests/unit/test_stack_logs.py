@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from stack.config import StackConfig
-from stack.servers import ServerError
+from stack.servers import ServerError, wait_ended
 from stack.system import System
 
 
@@ -80,7 +80,7 @@ def test_a_signal_ends_it_and_what_it_runs(logs: subprocess.Popen[bytes], number
     logs.send_signal(number)
     said, complaints = logs.communicate(timeout=WAIT_SECONDS_MAX)
     assert (said, complaints, logs.returncode) == (b"", b"", -number)
-    wait_until(lambda: not any(child.is_running() for child in children), "nothing is left")
+    wait_ended(children)
 
 
 def test_a_reader_that_goes_away_ends_it_without_a_word(home: Path, logs: subprocess.Popen[bytes]) -> None:
