@@ -335,7 +335,7 @@ def test_append_runs_beside_a_waiting_read(log: EventLog) -> None:
         # When another thread appends through the same object
         log.append([(0, b"b")])
         # Then both succeed
-        batch = waiting.result(10)
+        batch = waiting.result(WAIT_SECONDS_MAX)
     assert batch is not None
     assert batch.values == [b"b"]
 

@@ -160,7 +160,7 @@ def recovered_or_raised(log: RedisStreamsLog) -> None:
 
 
 def append_surely(log: RedisStreamsLog, value: bytes) -> bytes:
-    """Append once the log can, as a client that repeats an event does."""
+    """Append once the log can, as a client that repeats an event does: perhaps more than once."""
 
     def append() -> None:
         try:
@@ -285,7 +285,7 @@ def test_a_master_that_becomes_a_replica_and_runs_on_is_left_for_its_new_master(
     pair.rig.settings = replace(pair.rig.settings, log_replicas_min=replicas_min)
     log, reader = warmed_up(pair.rig.open()), pair.rig.open()
     append_surely(log, b"a")
-    assert read_all(reader, 0) == [b"a"]
+    assert set(read_all(reader, 0)) == {b"a"}
     with client_of(pair.master) as client:
         eventually(lambda: _has_all(client), "the replica has all")
     # When the two change their roles without a restart, as in a planned failover, and clients find the new master
@@ -302,7 +302,7 @@ def test_a_master_that_becomes_a_replica_and_runs_on_is_left_for_its_new_master(
     # Then events are accepted again, by the new master, and readers go there too
     append_surely(log, b"b")
     recovered(reader.identity)
-    assert read_again(reader, 0) == [b"a", b"b"]
+    assert list(dict.fromkeys(read_again(reader, 0))) == [b"a", b"b"]
     assert reader.identity().began_by == "a replica took the place of its master"
 
 
@@ -346,7 +346,7 @@ def test_a_master_without_an_append_only_file_needs_its_replicas_only_also_where
         client.config_set("appendonly", "no")
     log.identity()
     append_surely(log, b"b")
-    assert read_all(log, 0) == [b"a", b"b"]
+    assert list(dict.fromkeys(read_all(log, 0))) == [b"a", b"b"]
 
 
 def test_at_its_memory_limit_the_log_is_full_and_not_without_replicas(pair: Pair) -> None:
