@@ -52,7 +52,7 @@ async def eventually_in_loop(condition: Callable[[], object], *, look_seconds: f
         await asyncio.sleep(look_seconds)
 
 
-def least_seconds(what_takes: Callable[[], float], below: float, *, tries_max: int = 10) -> float:
+def least_seconds(what_takes: Callable[[], float], below: float, *, tries_max: int = 30) -> float:
     """The shortest time of several tries; the first try that takes less than `below` is the last.
 
     It tests a promise that something takes no longer than some time. A busy machine makes times longer, never shorter.
