@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from functools import partial
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, Protocol
 
 from pipeline.clock import Clock
 from pipeline.errors import (
@@ -59,6 +59,20 @@ _BUSY_TRIES_MAX: Final = 6
 TURN_SECONDS: Final = 0.25
 # Of a run for several partitions: until the next try for one that another drain holds.
 _BUSY_REST_SECONDS: Final = 1.0
+# A run without records may last so many times as long as others, if the limit at which its task is killed is at least
+# `_HARD_RUNS_MIN` times as long: with its first record, it gets the usual time from then on.
+_IDLE_RUNS: Final = 2
+_HARD_RUNS_MIN: Final = 4
+
+
+class Quiet(Protocol):
+    """What a worker process allows its drains while no records arrive."""
+
+    def poll_seconds(self) -> float:
+        """How long one wait for records may last: after it, the run checks the pauses."""
+
+    def is_ending(self) -> bool:
+        """Whether the worker stops: a run without records ends then."""
 
 
 class DrainOutcome(StrEnum):
@@ -125,6 +139,15 @@ class _DrainContext(Generic[Encoded]):
     clock: Clock
     on_stored: Callable[[int, StoreResult], None] | None
     pace: Pace
+    quiet: Quiet | None = None
+
+    def poll_seconds(self) -> float:
+        """How long one wait for records may last."""
+        return self.settings.drain_poll_seconds if self.quiet is None else self.quiet.poll_seconds()
+
+    def is_ending(self) -> bool:
+        """Whether a run without records is to end."""
+        return self.quiet is not None and self.quiet.is_ending()
 
 
 def drain(
@@ -139,16 +162,19 @@ def drain(
     clock: Clock,
     on_stored: Callable[[int, StoreResult], None] | None = None,
     pace: Pace | None = None,
+    quiet: Quiet | None = None,
 ) -> DrainReport:
     """Drain one partition for `settings.drain_run_seconds_max`, and longer only while PostgreSQL is failing.
 
-    `paused` is called before every batch. `on_stored` is called after every commit with the next offset and the counts.
-    `pace` holds the state of earlier runs of this partition. Raises only errors in the configuration, which an operator
+    With `quiet`, a run without records may last twice as long, and ends when the worker stops. `paused` is called
+    before every batch. `on_stored` is called after every commit with the next offset and the counts. `pace` holds the
+    state of earlier runs of this partition. Raises only errors in the configuration, which an operator
     must fix (LogMisconfiguredError); all other errors are in the report.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace or Pace(settings))
+        context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace or Pace(settings), quiet)
         run = _Run(partition, context, ahead, _KnownLog(log, fence))
+        run.allow_idle()
         try:
             outcome, error = run.run(paused)
         finally:
@@ -169,6 +195,7 @@ def drain_in_turn(
     on_stored: Callable[[int, StoreResult], None] | None = None,
     pace_of: Callable[[int], Pace] | None = None,
     on_end: Callable[[DrainReport], None] | None = None,
+    quiet: Quiet | None = None,
 ) -> list[DrainReport]:
     """Drain several partitions in turn, for the time that `drain` has for one.
 
@@ -181,9 +208,9 @@ def drain_in_turn(
         known, runs = _KnownLog(log, fence), []
         for partition in partitions:
             pace = pace_of(partition) if pace_of is not None else Pace(settings)
-            context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace)
+            context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace, quiet)
             runs.append(_Run(partition, context, ahead, known))
-        return _Turns(runs, log, settings, clock, on_end).take(paused)
+        return _Turns(runs, context, on_end).take(paused)
 
 
 @contextlib.contextmanager
@@ -259,16 +286,15 @@ class _Turns(Generic[Encoded]):
     def __init__(
         self,
         runs: "list[_Run[Encoded]]",
-        log: EventLog,
-        settings: Settings,
-        clock: Clock,
+        context: _DrainContext[Encoded],
         on_end: Callable[[DrainReport], None] | None,
     ) -> None:
+        """`context`: that of any of the runs; they share all but the pace."""
         self._order = runs  # in which their turns are due
         self._reports: dict[_Run[Encoded], DrainReport] = {}  # of those that have ended
-        self._log = log
-        self._settings = settings
-        self._clock = clock
+        self._log = context.log
+        self._context = context
+        self._clock = context.clock
         self._on_end = on_end
 
     def take(self, paused: Callable[[int], bool]) -> list[DrainReport]:
@@ -325,12 +351,14 @@ class _Turns(Generic[Encoded]):
         live, now = self._live(), self._clock.monotonic()
         if not live:
             return
-        until = min([now + self._settings.drain_poll_seconds, *(run.due_at for run in live)])
+        until = min([now + self._context.poll_seconds(), *(run.due_at for run in live)])
         self._wake(live, max(0.0, until - now))
         if until > now:
             for run in live:
                 if paused(run.partition):
                     self._end(run, DrainOutcome.PAUSED, None)
+                elif run.waits_from is not None and self._context.is_ending():
+                    self._end(run, DrainOutcome.FINISHED, None)
 
     def _wake(self, live: "list[_Run[Encoded]]", seconds: float) -> None:
         """Wait for events of the runs that wait for some, or only for this time."""
@@ -364,6 +392,7 @@ class _Run(Generic[Encoded]):
         )
         started = context.clock.monotonic()
         self._deadline = started + settings.drain_run_seconds_max
+        self._may_idle = False  # the deadline is that of a run that has read no record yet
         # A failing PostgreSQL is tried again after the run's time is up, so that its failures are consecutive and open
         # the breaker. The limit is half-way to the time at which the task would be killed.
         self._sink_deadline = started + (settings.drain_run_seconds_max + settings.drain_hard_seconds_max) / 2
@@ -389,6 +418,21 @@ class _Run(Generic[Encoded]):
     def partition(self) -> int:
         """The partition that it drains."""
         return self._partition
+
+    def allow_idle(self) -> None:
+        """Let the run last longer as long as it reads no record, if its worker can end it before."""
+        settings = self._context.settings
+        run_seconds = settings.drain_run_seconds_max
+        if self._context.quiet is not None and settings.drain_hard_seconds_max >= _HARD_RUNS_MIN * run_seconds:
+            self._deadline += (_IDLE_RUNS - 1) * run_seconds
+            self._may_idle = True
+
+    def _end_idleness(self) -> None:
+        """From now on the run has the usual time: it has read a record, or failed."""
+        if self._may_idle:
+            self._may_idle = False
+            self._deadline = self._context.clock.monotonic() + self._context.settings.drain_run_seconds_max
+            self._sink_deadline = max(self._sink_deadline, self._deadline)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -419,7 +463,10 @@ class _Run(Generic[Encoded]):
                 return None
             if did not in (_Did.LOOK_UP, _Did.READ):  # a look-up, or a read of records, proves nothing about the rest
                 self._failures, self._failed = 0, None
-            if self._is_over() and self._failed is None:
+            if did is _Did.READ:
+                self._end_idleness()
+            is_over = self._is_over() or (did is _Did.READ_NOTHING and self._context.is_ending())
+            if is_over and self._failed is None:
                 return DrainOutcome.FINISHED, None
             if is_turn and self._ends_turn(did):
                 self._is_waiting = did is _Did.READ_NOTHING
@@ -443,6 +490,7 @@ class _Run(Generic[Encoded]):
             return _Did.FAIL
         except RecoverableError as error:
             self._failures += 1
+            self._end_idleness()
             outcome, deadline = self._after(error)
             self._failed = (outcome, str(error)), deadline
             self._rest(_back_off(self._failures))
@@ -516,7 +564,7 @@ class _Run(Generic[Encoded]):
             return _Did.LOOK_UP
         if prefetch.first is None:
             left_seconds = 0.0 if is_turn else self._deadline - self._context.clock.monotonic()
-            prefetch.read(self._position, max(0.0, min(self._context.settings.drain_poll_seconds, left_seconds)))
+            prefetch.read(self._position, max(0.0, min(self._context.poll_seconds(), left_seconds)))
             # If a pause began while this read waited, the records must not be stored.
             return _Did.READ_NOTHING if prefetch.first is None else _Did.READ
         if self._fence_is_unavailable:

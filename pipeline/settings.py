@@ -597,7 +597,7 @@ class Settings:
     )
     drain_run_seconds_max: float = _setting(
         10.0,
-        "Length of one drain task; at its end it sends the hint for the next one",
+        "Length of one drain task, up to twice as long without records; at its end it sends the hint for the next one",
         low=0.1,
         high=300,
         when="lower to stop workers sooner. Each run costs a task",
@@ -613,7 +613,8 @@ class Settings:
     )
     drain_poll_seconds: float = _setting(
         1.0,
-        "How long one read waits for new records; also how soon a pause is noticed",
+        "How long one read waits for new records, and how soon a pause ends a drain; on Redis three times as long "
+        "while its worker reads the pauses for it. None is stored after a pause in any case",
         low=0.01,
         high=10,
         when="rarely. Reads return as soon as records arrive",

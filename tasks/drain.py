@@ -17,7 +17,7 @@ from pipeline.settings import Settings
 from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
 from tasks.hints import give_back_hint, send_hint
-from tasks.known_pauses import KnownPauses
+from tasks.known_pauses import KnownPauses, QuietWorker
 from tasks.pausing import pause_until_resumed
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> str:
     if not running:
         return "no work: PAUSED"
     try:
-        reports = _drain(running, context, is_paused)
+        reports = _drain(running, context, is_paused, app.sluice_known_pauses)
     except PermanentError as error:  # the partition or the whole event log: an operator must change the configuration
         context.mistakes.say(error)
         return f"failed: {in_brief(error)}"
@@ -87,7 +87,9 @@ def drain_words(reports: Sequence[DrainReport]) -> str:
     return f"{moved or 'no work'}{': ' if ends else ''}{', '.join(ends).replace('paused', 'PAUSED')}"
 
 
-def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedCheck") -> list[DrainReport]:
+def _drain(
+    partitions: list[int], context: WorkerContext, is_paused: "PausedCheck", known: KnownPauses
+) -> list[DrainReport]:
     """Drain one partition, or several in turn, and tell the result of each; see drain_in_turn."""
     adapters: dict[str, Any] = {
         "log": context.log,
@@ -97,6 +99,7 @@ def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedChec
         "settings": context.settings,
         "clock": context.clock,
         "on_stored": context.drain_counters.on_stored,
+        "quiet": QuietWorker(known, context.breaker, context.settings, context.clock),
     }
     if len(partitions) > 1:
         tell = partial(_tell, context=context)

@@ -47,6 +47,7 @@ class ForcedShutdownStep(bootsteps.StartStopStep):
     def close(self, worker: Any) -> None:
         """The shutdown starts. Celery calls this for every step, before it waits for any step."""
         queues, settings = worker.app.amqp.queues.consume_from, worker.app.sluice_settings
+        worker.app.sluice_known_pauses.note_ending()
         # A worker of both queues may have a drain, which may run for longer. A pause takes `batches` out of the list.
         is_control = Queue.CONTROL.value in queues and Queue.BATCHES.value not in queues
         seconds = end_seconds_max(settings, is_control=is_control)

@@ -25,6 +25,7 @@ from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
 from support.records import record
 from tasks.drain import _drain, next_of
+from tasks.known_pauses import KnownPauses
 
 ALL = range(8)
 
@@ -541,7 +542,7 @@ def test_a_partition_that_stops_is_paused_before_another_drain_can_take_it(rig: 
         operators=SimpleNamespace(save_pause=lambda *_: None),
         name="batches@host",
     )
-    reports = _drain([0, 1, 2], context, rig.look)  # type: ignore[arg-type]
+    reports = _drain([0, 1, 2], context, rig.look, KnownPauses())  # type: ignore[arg-type]
     # Then it is paused before it is free
     assert outcomes(reports)[2] is DrainOutcome.POISONED
     assert paused_at_release[2] == [2]
@@ -549,7 +550,7 @@ def test_a_partition_that_stops_is_paused_before_another_drain_can_take_it(rig: 
     assert paused_at_release[0] == paused_at_release[1] == []
     assert rig.control.state().pauses == ()
     # And the same goes for a share of one partition, but for the order
-    [report] = _drain([2], context, rig.look)  # type: ignore[arg-type]
+    [report] = _drain([2], context, rig.look, KnownPauses())  # type: ignore[arg-type]
     assert report.outcome is DrainOutcome.POISONED
     assert [pause.partition for pause in rig.control.state().pauses or ()] == [2]
 
