@@ -842,11 +842,12 @@ class Settings:
         when="rarely. After the same time again the worker exits, and its supervisor restarts it",
     )
     pause_reconcile_seconds: float = _setting(
-        1.0,
-        "How often a worker compares its consumer with the reasons to pause, beside at each change of them",
+        5.0,
+        "How often a worker's event loop checks the thread that follows the pauses. That one compares the consumer "
+        "with them at each change, and once a second",
         low=0.05,
         high=60,
-        when="rarely. A worker follows a pause at once, and corrects what it missed after up to this time",
+        when="rarely. A worker follows a pause at once, and corrects what it missed after a second",
     )
 
     override_seconds: float = _setting(

@@ -1,8 +1,9 @@
 """Starts and stops a worker's consumption of `batches` according to the pauses.
 
 Celery's own `cancel_consumer` broadcast is lost when a worker restarts or reconnects. Here a thread follows the control
-state, and wakes the worker's event loop when the pauses change; the loop compares the consumer with them. A timer
-compares them too, once a second, so nothing that is missed lasts.
+state, and wakes the worker's event loop when the consumer differs from it; the loop corrects that. The thread looks at
+each change, and once a second, so nothing that is missed lasts. A timer compares them too, for the case that the thread
+has ended. Each of its turns wakes the event loop, so it has few.
 """
 
 import logging
@@ -51,7 +52,8 @@ class PausesReader:
 class PauseFollower:
     """Follows the control state; `paused` is the last known value, and True before the first one.
 
-    `on_change` is called on the follower's thread when the value has changed. `known` gets what was read.
+    `on_change` is called on the follower's thread when the value has changed, and when `differs` says after a read that
+    the worker does something else. `known` gets what was read.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class PauseFollower:
         reporter: TroubleReporter | None = None,
         *,
         on_change: Callable[[], None] = lambda: None,
+        differs: Callable[[], bool] = lambda: False,
         known: KnownPauses | None = None,
     ) -> None:
         self.paused = True
         self._on_change = on_change
+        self._differs = differs
         self._known = known
         self._context = (store, events, loop, reporter)
         self._follower = self._make_follower()
@@ -97,7 +101,7 @@ class PauseFollower:
         if state.pauses is None:  # unknown after a flush: the last known value counts
             return
         was_paused, self.paused = self.paused, paused(state.pauses)  # a drain handles the pause of its partition itself
-        if self.paused != was_paused:
+        if self.paused != was_paused or self._differs():
             self._on_change()
 
 
@@ -111,6 +115,7 @@ class PauseStep(bootsteps.StartStopStep):
         self._follower: PauseFollower | None = None
         self._loop: Loop  # set by `start`
         self._timer: Any = None
+        self._is_woken = False  # the event loop has not compared yet
 
     def start(self, consumer: Any) -> None:
         """Cancel the queue before the first message is taken, then follow. Does nothing for other workers."""
@@ -118,6 +123,7 @@ class PauseStep(bootsteps.StartStopStep):
             return
         settings: Settings = consumer.app.sluice_settings
         consumer.cancel_task_queue(Queue.BATCHES.value)
+        self._is_woken = False  # by the event loop of a former connection
         if self._follower is None:
             loops: Loops = consumer.app.sluice_loops
             self._loop = loops.add(LoopName.CONSUMER)
@@ -134,6 +140,7 @@ class PauseStep(bootsteps.StartStopStep):
                     loop=loops.add(LoopName.REPORTS),
                 ),
                 on_change=partial(self._wake, consumer),
+                differs=partial(self._differs, consumer),
                 known=consumer.app.sluice_known_pauses,
             )
             self._follower.start()
@@ -159,10 +166,26 @@ class PauseStep(bootsteps.StartStopStep):
     def _wake(self, consumer: Any) -> None:
         """Make the event loop compare now. Called on the follower's thread; a pool without a loop has the timer."""
         if consumer.hub is not None:
+            self._is_woken = True
             consumer.hub.call_soon(self._reconcile, consumer)
+
+    def _differs(self, consumer: Any) -> bool:
+        """Whether the consumer consumes although it is paused, or does not otherwise. Called on the follower's thread.
+
+        False until the event loop has compared: it may be busy connecting, and would only find its queue longer.
+        """
+        follower, task_consumer = self._follower, consumer.task_consumer
+        if self._is_woken or follower is None or task_consumer is None:
+            return False
+        try:
+            return bool(task_consumer.consuming_from(Queue.BATCHES.value) == follower.paused)
+        except Exception as error:  # the event loop changes it meanwhile; it compares by itself, and reports this
+            _logger.debug("whether the consumer differs is unknown: %s", error)
+            return True
 
     def _reconcile(self, consumer: Any) -> None:
         """Compare once. Its errors must not reach the worker's event loop: some of them would end the loop."""
+        self._is_woken = False
         with self._loop.turn():
             follower, task_consumer = self._follower, consumer.task_consumer
             if follower is None or task_consumer is None:

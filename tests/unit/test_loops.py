@@ -189,6 +189,41 @@ def test_a_change_of_the_pauses_wakes_the_workers_event_loop(worker: _Worker) ->
     step.shutdown(worker)
 
 
+def test_what_a_worker_does_against_the_pauses_is_corrected_without_its_timer(worker: _Worker) -> None:
+    # Given a worker that follows the pauses, and whose timer does not tick
+    step = PauseStep(worker)
+    step.start(worker)
+    worker.store.restore([], actor="controller")
+    until(lambda: _woken(worker) and worker.consumes)
+    for is_paused in (False, True):
+        if is_paused:
+            worker.store.pause(PauseReason.OPERATOR, actor="ann", why="wait")
+            until(lambda: _woken(worker) and not worker.consumes)
+        # When somebody adds or cancels the queue meanwhile
+        worker.consumes = is_paused
+        # Then the follower's next read wakes the event loop, once as long as that has not compared
+        until(lambda: bool(worker.woken))
+        _read_twice(worker)
+        assert len(worker.woken) == 1
+        assert _woken(worker)
+        assert worker.consumes is not is_paused
+    step.shutdown(worker)
+
+
+def _read_twice(worker: _Worker) -> None:
+    """Wait for two more reads of the follower."""
+    seen = worker.store.reads
+    until(lambda: worker.store.reads > seen + 1)
+
+
+def _woken(worker: _Worker) -> bool:
+    """Let the event loop do what it was woken for; False if it was not."""
+    woken, worker.woken = worker.woken, []
+    for compare, *arguments in woken:
+        compare(*arguments)
+    return bool(woken)
+
+
 def test_a_broker_that_is_lost_while_the_worker_compares_is_no_defect(worker: _Worker) -> None:
     step = PauseStep(worker)
     step.start(worker)
