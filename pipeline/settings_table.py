@@ -19,7 +19,7 @@ _GROUPS: Final = {
     "append_group_events_max": "Ingest: append",
     "log_partitions": "Event log",
     "drain_batch_records_max": "Drain",
-    "rate_max": "Control loop",
+    "rate_policy": "Control loop",
     "retention_days": "Retention",
     "metrics_host": "Metrics",
     "visibility_timeout_seconds": "Celery",
