@@ -1,58 +1,45 @@
 """The table of all settings as Markdown: `python -m pipeline.settings_table > docs/settings.md`."""
 
 import dataclasses
+import inspect
 import re
 import sys
 from typing import Any, Final
 
 from pipeline.settings import Settings
+from pipeline.settings.access import ApiKeySettings, OperatorSettings
+from pipeline.settings.accounts import AccountSettings
+from pipeline.settings.append import AppendSettings
+from pipeline.settings.control_loop import ControlLoopSettings
+from pipeline.settings.drain import DrainSettings
+from pipeline.settings.event_log import EventLogSettings
+from pipeline.settings.http import HttpSettings
+from pipeline.settings.kafka_link import KafkaLinkSettings
+from pipeline.settings.log_lines import LogLineSettings
+from pipeline.settings.metrics import MetricsSettings
+from pipeline.settings.redis_link import RedisLinkSettings
+from pipeline.settings.retention import RetentionSettings
+from pipeline.settings.servers import ServerSettings
+from pipeline.settings.task_queue import TaskQueueSettings
 
-# The first setting of each group, and the group's title.
-_GROUPS: Final = {
-    "database_url": "Servers",
-    "kafka_ca_file": "Links",
-    "log_level": "Log lines",
-    "ingest_host": "Ingest: HTTP",
-    "operator_port": "Ingest: operators",
-    "ingest_keys": "Ingest: API keys",
-    "trusted_proxies": "Ingest: accounts",
-    "append_group_events_max": "Ingest: append",
-    "log_partitions": "Event log",
-    "drain_batch_records_max": "Drain",
-    "rate_policy": "Control loop",
-    "retention_days": "Retention",
-    "metrics_host": "Metrics",
-    "visibility_timeout_seconds": "Celery",
+# The areas below each heading.
+_AREAS: Final[dict[str, tuple[type, ...]]] = {
+    "Servers": (ServerSettings,),
+    "Links": (KafkaLinkSettings, RedisLinkSettings),
+    "Log lines": (LogLineSettings,),
+    "Ingest: HTTP": (HttpSettings,),
+    "Ingest: operators": (OperatorSettings,),
+    "Ingest: API keys": (ApiKeySettings,),
+    "Ingest: accounts": (AccountSettings,),
+    "Ingest: append": (AppendSettings,),
+    "Event log": (EventLogSettings,),
+    "Drain": (DrainSettings,),
+    "Control loop": (ControlLoopSettings,),
+    "Retention": (RetentionSettings,),
+    "Metrics": (MetricsSettings,),
+    "Celery": (TaskQueueSettings,),
 }
-# The unit is the last word of a name, before `max` or `min`; these names have no unit word.
-_UNITS: Final = {
-    "event_time_min_ms": "ms",
-    "retention_days": "days",
-    "dead_letter_days": "days",
-    "dedup_days": "days",
-    "retention_rows_max": "rows",
-    "log_keep_hours": "hours",
-    "rate_max": "events/s",
-    "override_rate_max": "events/s",
-    "rate_min": "events/s",
-    "lag_degraded": "events",
-    "lag_critical": "events",
-    "breaker_failures_max": "failures",
-    "log_entries_max": "entries",
-    "log_partitions": "partitions",
-    "drains_max": "drains",
-    "kafka_replication": "replicas",
-    "log_replicas_min": "replicas",
-    "ingest_connections_max": "connections",
-    "ingest_processes_max": "processes",
-    "accounts_max": "accounts",
-    "api_keys_max": "keys",
-    "account_limits_max": "accounts",
-    "page_viewers_max": "pages",
-    "control_events_max": "events",
-    "poison_ratio_max": "share",
-    "refused_ratio_max": "share",
-}
+# The unit is the last word of a name, before `max` or `min`; other settings declare theirs.
 _UNIT: Final = re.compile(r"_(seconds|bytes|events|records|periods|milliseconds)(?:_max|_min)?$")
 _HEAD: Final = """\
 # Settings
@@ -75,28 +62,29 @@ Flower, such as `FLOWER_URL_PREFIX`, it names.
 """
 
 
-def unit_of(name: str) -> str:
+def unit_of(field: "dataclasses.Field[Any]") -> str:
     """The unit of a setting; "" for a text, a port or a yes/no value."""
-    found = _UNIT.search(name)
-    return _UNITS.get(name) or (found[1].replace("seconds", "s") if found else "")
+    found = _UNIT.search(field.name)
+    return field.metadata["unit"] or (found[1].replace("seconds", "s") if found else "")
 
 
 def table() -> str:
     """The page."""
-    secrets = [field.name.upper() for field in dataclasses.fields(Settings) if field.metadata["is_secret"]]
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    secrets = [field.name.upper() for field in fields.values() if field.metadata["is_secret"]]
     named = ", ".join(f"`{name}`" for name in secrets[:-1]) + f" and `{secrets[-1]}`"
     parts = [_HEAD.format(secrets=named, example=secrets[0])]
-    for field in dataclasses.fields(Settings):
-        if field.name in _GROUPS:
-            parts.append(f"\n## {_GROUPS[field.name]}\n")
-            parts.append("| Setting | Default | Unit | What it does | When to change it |\n|---|---|---|---|---|")
-        meta = field.metadata
-        what = _cell(f"{meta['why']}{_limits(meta)}")
-        parts.append(
-            f"| `{field.name.upper()}` | {_default(field.default)} | {unit_of(field.name)} | {what} "
-            f"| {_cell(meta['when'])} |"
-        )
+    for heading, areas in _AREAS.items():
+        parts.append(f"\n## {heading}\n")
+        parts.append("| Setting | Default | Unit | What it does | When to change it |\n|---|---|---|---|---|")
+        parts += [_row(fields[name]) for area in areas for name in inspect.get_annotations(area)]
     return "\n".join(parts) + "\n"
+
+
+def _row(field: "dataclasses.Field[Any]") -> str:
+    meta = field.metadata
+    what = _cell(f"{meta['why']}{_limits(meta)}")
+    return f"| `{field.name.upper()}` | {_default(field.default)} | {unit_of(field)} | {what} | {_cell(meta['when'])} |"
 
 
 def _limits(meta: Any) -> str:

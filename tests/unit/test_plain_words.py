@@ -36,7 +36,7 @@ PHRASES = {
 FORBIDDEN = re.compile(r"\b(?:" + "|".join(PHRASES) + r")\b", re.IGNORECASE)
 # Calls whose text is for users: errors, log lines, arguments, alarms, descriptions of settings and metrics.
 CALLS = re.compile(
-    r"(Error|Problem|Alarm|Panel|Declared|_setting|_usage|add_argument|add_parser|ArgumentParser"
+    r"(Error|Problem|Alarm|Panel|Declared|setting|_usage|add_argument|add_parser|ArgumentParser"
     r"|debug|info|warning|error|exception|critical|print|echo|write)$"
 )
 COMMANDS = re.compile(r"(inspect_command|control_command)$")

@@ -25,11 +25,11 @@ def test_every_setting_stands_once_below_a_heading() -> None:
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_a_setting_says_what_it_does_and_when_to_change_it(field: "dataclasses.Field[object]") -> None:
     assert len(field.metadata["why"].split()) >= 2
-    assert field.metadata["when"], f"{field.name}: say when one would change it (_setting's `when`)"
+    assert field.metadata["when"], f"{field.name}: say when one would change it (setting's `when`)"
     is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
     if is_number:
         assert field.metadata["low"] is not None
-        assert unit_of(field.name) or field.name.endswith("_port"), f"{field.name}: no unit in its name or in _UNITS"
+        assert unit_of(field) or field.name.endswith("_port"), f"{field.name}: no unit in its name, and none declared"
 
 
 def test_the_readers_defaults_are_taken_as_they_are_typed() -> None:
