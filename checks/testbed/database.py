@@ -31,7 +31,8 @@ def fail_on_insert(database_url: str, sqlstate: str, *, when: str = "true") -> N
             IF {when} THEN RAISE EXCEPTION 'refused by the test' USING ERRCODE = '{sqlstate}'; END IF;
             RETURN NEW;
         END $$;
-        CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION refuse();
+        DROP TRIGGER IF EXISTS refuse ON log_events;  -- PostgreSQL 13 has no CREATE OR REPLACE TRIGGER
+        CREATE TRIGGER refuse BEFORE INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION refuse();
         """,
     )
 

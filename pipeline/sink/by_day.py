@@ -13,6 +13,7 @@ import psycopg2
 
 from pipeline.clock import Clock
 from pipeline.errors import SchemaError, SinkUnavailableError, in_full
+from pipeline.sink.locks import take_lock
 from pipeline.sink.queries import query
 
 _logger = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ _LOG_SECONDS: Final = 10.0  # between two lines about progress
 
 def partition_by_day(cursor: Any, clock: Clock) -> list[str]:
     """See Schema.partition_by_day. The cursor is that of a connection with autocommit, without a limit of its time."""
-    cursor.execute(query("try_lock"), {"key": _LOCK_KEY})
-    if not cursor.fetchone()[0]:
+    if not take_lock(cursor, clock, _LOCK_KEY):
         raise SinkUnavailableError("another process partitions log_events by day")
     cursor.execute(query("changeover_facts"))
     is_by_day, obstacles, is_noting, has_end = cursor.fetchone()

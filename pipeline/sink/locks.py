@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Any, Final
 
+from pipeline.clock import Clock
 from pipeline.errors import SinkContentionError, SinkUnavailableError
 from pipeline.event_text import clock_time
 from pipeline.sink.queries import query
@@ -12,12 +14,27 @@ from pipeline.sink.session import LockedError, Row, Session
 
 # Sessions named in one reason; the first ones are those that block the others.
 _HOLDERS_MAX = 2
+# PostgreSQL frees the lock of a session that has ended a moment later, on a busy machine after seconds.
+_FREED_SECONDS_MAX: Final = 5.0
+_FREED_POLL_SECONDS: Final = 0.1
 
 
 def lock_key(log_id: str, partition: int) -> int:
     """The key of a partition's advisory lock: 64 bits, signed, the same in every process and version."""
     digest = hashlib.blake2b(f"sluice drain {log_id} {partition}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+def take_lock(cursor: Any, clock: Clock, key: int) -> bool:
+    """Take an advisory lock for this session, also if a session that held it has only just ended."""
+    deadline = clock.monotonic() + _FREED_SECONDS_MAX
+    while True:
+        cursor.execute(query("try_lock"), {"key": key})
+        if cursor.fetchone()[0]:
+            return True
+        if clock.monotonic() >= deadline:
+            return False
+        clock.sleep(_FREED_POLL_SECONDS)
 
 
 @contextlib.contextmanager

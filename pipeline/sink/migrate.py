@@ -126,7 +126,8 @@ class PostgresSchema:
         self, *, event_days: int | None, letter_days: int | None, id_days: int | None = None
     ) -> list[str]:
         with self._changing("retention can't be set") as cursor:
-            return set_retention(cursor, event_days=event_days, letter_days=letter_days, id_days=id_days)
+            clock = SystemClock()
+            return set_retention(cursor, clock, event_days=event_days, letter_days=letter_days, id_days=id_days)
 
     @contextlib.contextmanager
     def _changing(self, failure: str) -> Iterator[Any]:

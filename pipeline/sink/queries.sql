@@ -616,8 +616,9 @@ SELECT is_by_day(), ARRAY(
     UNION ALL SELECT 'the object ' || pg_describe_object(classid, objid, objsubid)
         FROM events JOIN pg_depend ON refclassid = 'pg_type'::regclass AND refobjid = reltype AND deptype = 'n'
     UNION ALL SELECT 'row security' FROM events WHERE relrowsecurity OR EXISTS (SELECT FROM pg_policy WHERE polrelid = events.oid)
-    UNION ALL SELECT 'the publication ' || pubname FROM events JOIN pg_publication_rel ON prrelid = events.oid
-        JOIN pg_publication ON pg_publication.oid = prpubid
+    -- Also one FOR ALL TABLES: it would publish the days under names that no subscriber has, and then nothing more.
+    UNION ALL SELECT 'the publication ' || pubname FROM events JOIN pg_publication_tables AS published
+        ON published.tablename = relname AND published.schemaname = relnamespace::regnamespace::name
     UNION ALL SELECT 'a right on its column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attacl IS NOT NULL AND NOT attisdropped
     UNION ALL SELECT 'the identity column ' || attname FROM events JOIN pg_attribute ON attrelid = events.oid WHERE attidentity <> '' AND NOT attisdropped
 )::text[],

@@ -4,8 +4,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
+from pipeline.clock import Clock
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.ports.retention import DayFacts, RetentionFacts
+from pipeline.sink.locks import take_lock
 from pipeline.sink.queries import query
 from pipeline.sink.session import Session
 from pipeline.sink.sqlstate import QUERY_CANCELED
@@ -75,7 +77,9 @@ class PostgresRetention:
         return int(deleted), int(never_stored)
 
 
-def set_retention(cursor: Any, *, event_days: int | None, letter_days: int | None, id_days: int | None) -> list[str]:
+def set_retention(
+    cursor: Any, clock: Clock, *, event_days: int | None, letter_days: int | None, id_days: int | None
+) -> list[str]:
     """See Schema.set_retention. The cursor is that of a connection with autocommit, without a limit of its time."""
     done = []
     cursor.execute("SELECT is_by_day()")
@@ -94,8 +98,7 @@ def set_retention(cursor: Any, *, event_days: int | None, letter_days: int | Non
         done.append(f"events are kept {_words(event_days)}, dead letters {_words(letter_days)}{ids}")
     if event_days is None and id_days is None:
         return done
-    cursor.execute(query("try_lock"), {"key": _LOCK_KEY})
-    if not cursor.fetchone()[0]:
+    if not take_lock(cursor, clock, _LOCK_KEY):
         raise SinkUnavailableError("another process makes the index log_events_stored_at")
     return done + (_day_indexes(cursor, id_days) if is_by_day else _index_of_ages(cursor))
 

@@ -11,11 +11,12 @@ import pytest
 
 from checks.testbed.database import ask, stored_ids
 from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
-from pipeline.clock import SystemClock
+from pipeline.clock import ManualClock, SystemClock
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink import by_day
+from pipeline.sink.by_day import partition_by_day
 from pipeline.sink.migrate import PostgresSchema, migrate
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
@@ -280,6 +281,7 @@ _NOT_KEPT: Final = (
     ("CREATE UNIQUE INDEX mine ON log_events (message)", "the unique index mine", "DROP INDEX mine"),
     ("CREATE POLICY mine ON log_events", "row security", "DROP POLICY mine ON log_events"),
     ("CREATE PUBLICATION mine FOR TABLE log_events", "the publication mine", "DROP PUBLICATION mine"),
+    ("CREATE PUBLICATION mine FOR ALL TABLES", "the publication mine", "DROP PUBLICATION mine"),
     (
         "GRANT SELECT (message) ON log_events TO PUBLIC",
         "a right on its column message",
@@ -340,11 +342,26 @@ def test_a_change_that_is_not_finished_refuses_no_event_later(
     assert PostgresSchema(owner).partition_by_day() == [BY_DAY]
 
 
-def test_one_process_changes_at_a_time(owner: Settings, database_url: str) -> None:
-    with contextlib.closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [by_day._LOCK_KEY])
+def test_one_process_changes_at_a_time(owner: Settings) -> None:
+    with contextlib.closing(connect(owner)) as other, contextlib.closing(connect(owner)) as mine:
+        other.cursor().execute("SELECT pg_advisory_lock(%s)", [by_day._LOCK_KEY])
+        clock = ManualClock()
         with pytest.raises(SinkUnavailableError, match="another process partitions log_events by day"):
-            PostgresSchema(owner).partition_by_day()
+            partition_by_day(mine.cursor(), clock)
+        # But PostgreSQL frees the lock of a process that has just ended a moment later
+        assert partition_by_day(mine.cursor(), _FreeingClock(other)) == ["log_events is partitioned by day"]
+
+
+class _FreeingClock(ManualClock):
+    """A clock that frees the locks of another session while somebody sleeps."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__()
+        self._session = session
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self._session.cursor().execute("SELECT pg_advisory_unlock_all()")
 
 
 def test_the_old_table_expires_row_by_row_and_then_as_a_whole(

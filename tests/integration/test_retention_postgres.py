@@ -226,6 +226,12 @@ def test_a_repeat_of_an_event_that_is_being_deleted_is_there_once(
     assert age is (ends == "rollback")
 
 
+def _end_session(url: str, pid: int) -> None:
+    ask(url, f"SELECT pg_terminate_backend({pid})")
+    ended = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"
+    wait_until(lambda: ask(url, ended) == [], "the session has ended")
+
+
 def test_a_deletion_that_is_killed_deletes_nothing_and_the_next_one_all(
     deletion: Callable[[], Any],
     retention: PostgresRetention,
@@ -235,7 +241,7 @@ def test_a_deletion_that_is_killed_deletes_nothing_and_the_next_one_all(
     _store(sink, 0, 4)
     _age(database_url, DAYS + 1)
     connection = deletion()
-    ask(database_url, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 60000)")
+    _end_session(database_url, connection.info.backend_pid)
     assert stored_ids(database_url) == _ids(0, 1, 2, 3)
     assert retention.delete_events(rows_max=10, since=None)[0] == 4
 
@@ -421,7 +427,7 @@ def test_a_killed_index_is_made_again_and_events_are_stored_meanwhile(
             schema.set_retention(event_days=DAYS, letter_days=None)
         assert not PostgresRetention(sink.session).facts().has_index
         # When the process is killed
-        ask(database_url, f"SELECT pg_terminate_backend({pid}, 60000)")
+        _end_session(database_url, pid)
         maker.join(WAIT_SECONDS_MAX)
         assert len(errors) == 1
     # Then an invalid index is left, which does not count, and the next call makes a complete one
