@@ -2,15 +2,20 @@
 
 import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 from checks.testbed.database import ask
+from pipeline.control_store.memory import MemoryControlStore, MemoryKeyMirror, MemoryServer
 from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
 from pipeline.ports.control import OperatorLimit, OperatorPause
+from pipeline.ports.keys import MirroredKeys, mirrored_version
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.session import Session
+from tasks.sync_keys import sync_keys
 
 
 def test_pauses_are_kept_until_they_are_deleted(database_url: str) -> None:
@@ -102,3 +107,33 @@ def test_api_keys_are_kept_and_each_change_has_a_version_of_its_own(database_url
         assert store.delete_keys(["00000001"]) == 0
         assert store.load_keys() == StoredKeys(versions[-1], (two,))
         assert len(set(versions)) == 4
+
+
+def test_a_mirror_that_an_older_control_worker_wrote_without_levels_is_written_again(database_url: str) -> None:
+    # Given keys, and a control worker that knows no levels: its copy has PostgreSQL's version, and no level
+    settings, server = Settings(database_url=database_url), MemoryServer()
+    migrate(settings)
+    mirror = MemoryKeyMirror(settings, server)
+    plain = ApiKey("00000001", "shop", "a" * 64, (), None, "ada@example", "", 5.25)
+    limited = ApiKey("00000002", "shop", "b" * 64, (), None, "ada@example", "", 6.5, "info")
+    with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
+        parts: Any = SimpleNamespace(
+            control_store=MemoryControlStore(settings, server), keys=mirror, operators=store,
+        )  # fmt: skip
+
+        def copied_by_the_older_one() -> None:
+            [(version,)] = ask(database_url, "SELECT version FROM api_keys_version")
+            found = mirror.load()
+            keys = [replace(key, level=None) for key in store.load_keys().keys]
+            assert mirror.replace(keys, version, instead_of=None if found is None else found.version)
+
+        store.save_key(plain)
+        copied_by_the_older_one()
+        # Then its copy counts, as long as no key has a level: the two do not undo each other's work
+        assert not sync_keys(parts)
+        store.save_key(limited)
+        copied_by_the_older_one()
+        # And with one, it is written again, so that ingest reads it
+        assert sync_keys(parts)
+        assert mirror.load() == MirroredKeys(mirrored_version(store.keys_version()), (plain, limited))
+        assert not sync_keys(parts)
