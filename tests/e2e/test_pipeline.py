@@ -17,7 +17,7 @@ from stack.servers import Server
 from support.site import Site
 from support.traffic import Traffic, event
 
-P99_TRIES = 8
+P99_TRIES = 20
 SAMPLE = (
     b'{"correlationId": "test-1", "severity": "INFO", "message": "Test", "source": "cli", "timestamp": 1234567890000}'
 )
@@ -199,16 +199,20 @@ def test_two_processes_share_one_rate(site: Site, tmp_path: Path) -> None:
             wait_until(lambda: traffic.outcomes.statuses["429"] > 0, "the first refusal")
             started = time.monotonic()
             before = len(traffic.outcomes.acked)
-            wait_until(
-                lambda: time.monotonic() - started >= seconds, "some seconds", seconds_max=seconds + WAIT_SECONDS_MAX
-            )
+            rates: list[float] = []  # a machine that stores slowly has a lower one
+
+            def is_over() -> bool:
+                rates.append(site.system.health()["rateLimit"])
+                return time.monotonic() - started >= seconds
+
+            wait_until(is_over, "some seconds", seconds_max=seconds + WAIT_SECONDS_MAX)
             admitted, took = len(traffic.outcomes.acked) - before, time.monotonic() - started
     finally:
         second.stop()
     # Then both together admit what one would: the rate, 1 %, a burst, what is out on leases, and one body
     rate = site.settings.rate_max
     allowed = rate * took * 1.01 + rate * site.settings.burst_seconds + 2 * rate * site.settings.lease_seconds + 50
-    assert 0.5 * rate * took < admitted <= allowed
+    assert 0.5 * min(rates) * took < admitted <= allowed
     site.check(traffic)
 
 

@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX
 from checks.testbed.wire import get, request, send
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
 from support.running_ingest import RunningIngest, running_ingest
@@ -156,7 +156,7 @@ def test_the_page_has_every_operation_answer_schema_and_field(browser: Browser, 
             seen.page.evaluate(open_all.format(control))
         seen.page.evaluate(open_all.format("section.models .json-schema-2020-12-expand-deep-button"))
         are_open = "document.querySelectorAll('.opblock.is-open .responses-table').length"
-        seen.wait(f"{are_open} === {len(opened)}")
+        seen.wait(f"{are_open} === {len(opened)}", seconds_max=RUN_SECONDS_MAX)
         # Then each operation is there, and an open one has its answers
         for path, method, operation in operations:
             block = seen.page.locator(blocks[operation["operationId"]])
