@@ -118,7 +118,7 @@ class Server:
             raise ServerError(f"{self.name} is not running")
         return self.process.pid
 
-    def start(self, *, seconds_max: float = 60.0) -> "Server":
+    def start(self, *, seconds_max: float = 120.0) -> "Server":
         """Start and wait until the server responds. Raises ServerError with the end of its log."""
         with self.log_path.open("ab") as log:
             log.writelines(f"{line}\n".encode() for line in self.repair())

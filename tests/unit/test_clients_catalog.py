@@ -120,7 +120,7 @@ PROGRAM = Client(
 )  # fmt: skip
 SHIPPER = replace(
     PROGRAM,
-    command=(sys.executable, "-c", "import sys, time; open(sys.argv[1]); time.sleep(60)", "{work}/some.conf"),
+    command=(sys.executable, "-c", "import sys, time; open(sys.argv[1]); time.sleep(600)", "{work}/some.conf"),
     config="some.conf",
 )
 
@@ -142,7 +142,7 @@ def test_a_program_that_fails_is_a_problem(tmp_path: Path) -> None:
 
 def test_a_program_that_does_not_end_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_END_SECONDS_MAX", 0.1)
-    endless = replace(PROGRAM, command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    endless = replace(PROGRAM, command=(sys.executable, "-c", "import time; time.sleep(600)"))
     sender = Sender(endless, tmp_path, tmp_path / "work", 4711, PLAN)
     sender.start()
     assert sender.wait(lambda: 0) == ["the client did not end within 0 s"]

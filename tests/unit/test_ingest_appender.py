@@ -310,9 +310,9 @@ async def test_what_is_queued_behind_a_failure_does_not_wait_for_its_time(rigs: 
     rig.log.stop()
     rig.log.gate.set()
     with pytest.raises(LogIndeterminateError):
-        await asyncio.wait_for(first, WAIT_SECONDS_MAX / 2)
+        await asyncio.wait_for(first, rig.settings.append_seconds_max / 2)
     with pytest.raises(LogUnavailableError):
-        await asyncio.wait_for(queued, WAIT_SECONDS_MAX / 2)
+        await asyncio.wait_for(queued, rig.settings.append_seconds_max / 2)
 
 
 async def test_a_failed_append_counts_for_a_while_even_where_the_log_answers(

@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     words = [
         sys.executable,
         "-c",
-        "import time; time.sleep(60)",
+        "import time; time.sleep(600)",
         "supervisord",
         "-c",
         str(tmp_path / "supervisord.conf"),

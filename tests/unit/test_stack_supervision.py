@@ -63,7 +63,7 @@ def test_processes_of_others_are_left_alone(system: System, tmp_path: Path) -> N
     # Given a shell inside of the system's folder, and a program of another system
     system.home.mkdir()
     environ = {"SUPERVISOR_SERVER_URL": f"unix://{tmp_path / 'another' / 'supervisor.sock'}"}
-    sleep = ["sleep", "60"]
+    sleep = ["sleep", "600"]
     with subprocess.Popen(sleep, cwd=system.home) as inside, subprocess.Popen(sleep, env=environ) as another:
         try:
             wait_until(lambda: psutil.Process(another.pid).name() == "sleep", "started")
@@ -80,7 +80,7 @@ def test_a_system_in_a_folder_below_is_left_alone(system: System, tmp_path: Path
     ours, others = system.home / "redis-log", system.home / "inner" / "redis-log"
     ours.mkdir(parents=True)
     others.mkdir(parents=True)
-    command = [str(program), "60"]
+    command = [str(program), "600"]
     with subprocess.Popen(command, cwd=ours) as left, subprocess.Popen(command, cwd=others) as other:
         try:
             for process in (left, other):
