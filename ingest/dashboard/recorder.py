@@ -140,8 +140,9 @@ class Recorder:
         try:
             token = readers.leases.take(LEASE_HISTORY, seconds=PERIOD_SECONDS * LEASE_SHARE)
             seen = None if token is None else sample | self._positions()
-            readers.history.add(counts, seen)
-            entries = readers.history.since(self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX)
+            entries = readers.history.add_and_read(
+                counts, seen, after=self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX
+            )
             self._lookout.note_entries(entries, now=self._clock.monotonic())
         except StoreUnavailableError as error:
             if not self._is_unavailable:

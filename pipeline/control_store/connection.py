@@ -100,6 +100,29 @@ class ControlConnection:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    def run_and_call(
+        self, script: ControlScript, keys: list[str], arguments: list[str], command: Sequence[str | int]
+    ) -> Any:
+        """Run a script, then a command in the same round trip; returns the command's answer.
+
+        Raises StoreUnavailableError if one of them fails.
+        """
+        try:
+            with self._quick_client().pipeline(transaction=False) as pipeline:
+                read_only = "_RO" if script.only_reads else ""
+                pipeline.execute_command(f"EVALSHA{read_only}", script.sha, len(keys), *keys, *arguments)
+                pipeline.execute_command(*command)
+                of_script, answer = pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        if isinstance(of_script, NoScriptError):  # it was not run
+            self.run(script, keys, arguments)
+            return self.call(*command)
+        for one in (of_script, answer):
+            if isinstance(one, Exception):
+                raise self._unavailable(one) from one
+        return answer
+
     def call_all(self, commands: Sequence[Sequence[str]], *, wait_seconds: float) -> list[Any]:
         """Run commands in one round trip; an error of one of them is its answer. Raises StoreUnavailableError."""
         try:

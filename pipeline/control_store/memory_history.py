@@ -54,6 +54,12 @@ class MemoryHistory:
             oldest = newest[-1].at - HISTORY_SECONDS if newest else 0.0
             return [entry for entry in newest if entry.at > oldest]
 
+    def add_and_read(
+        self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, *, after: str, entries_max: int
+    ) -> Sequence[HistoryEntry]:
+        self.add(counts, sample)
+        return self.since(after, entries_max=entries_max)
+
     def _now(self) -> float:
         """The time, after dropping expired data. Raises StoreUnavailableError."""
         self._server.content()

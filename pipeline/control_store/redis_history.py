@@ -31,27 +31,38 @@ class RedisHistory:
         self._keys = [self._connection.key(KEY_HISTORY_TOTALS), self._entries_key]
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
-        text = "" if sample is None else json.dumps(sample, separators=(",", ":"))
-        levels = [name for name in LEVEL_COUNTS if name in counts]
-        protocols = [name for name in PROTOCOL_COUNTS if name in counts]
-        arguments = [
-            text,
-            str(HISTORY_ENTRIES_MAX),
-            str(int(FORGET_SECONDS * 1000)),
-            str(len(COUNTS)),
-            str(len(levels)),
-        ]
-        for name in (*COUNTS, *levels, *protocols):
-            arguments += [name, str(counts.get(name, 0))]
-        self._connection.run(load_script("history"), self._keys, arguments)
+        self._connection.run(load_script("history"), self._keys, _arguments(counts, sample))
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
-        start = f"({position}" if position else "-"
-        found = self._connection.call("XREVRANGE", self._entries_key, "+", start, "COUNT", entries_max)
-        read = (_readable_entry(*one) for one in reversed(found))
-        entries = [entry for entry in read if entry is not None]
-        oldest = entries[-1].at - HISTORY_SECONDS if entries else 0.0
-        return [entry for entry in entries if entry.at > oldest]
+        return _entries(self._connection.call(*self._read(position, entries_max)))
+
+    def add_and_read(
+        self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, *, after: str, entries_max: int
+    ) -> Sequence[HistoryEntry]:
+        arguments, read = _arguments(counts, sample), self._read(after, entries_max)
+        return _entries(self._connection.run_and_call(load_script("history"), self._keys, arguments, read))
+
+    def _read(self, position: str, entries_max: int) -> tuple[str | int, ...]:
+        return "XREVRANGE", self._entries_key, "+", f"({position}" if position else "-", "COUNT", entries_max
+
+
+def _arguments(counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> list[str]:
+    """The arguments of the script that adds counts."""
+    text = "" if sample is None else json.dumps(sample, separators=(",", ":"))
+    levels = [name for name in LEVEL_COUNTS if name in counts]
+    protocols = [name for name in PROTOCOL_COUNTS if name in counts]
+    arguments = [text, str(HISTORY_ENTRIES_MAX), str(int(FORGET_SECONDS * 1000)), str(len(COUNTS)), str(len(levels))]
+    for name in (*COUNTS, *levels, *protocols):
+        arguments += [name, str(counts.get(name, 0))]
+    return arguments
+
+
+def _entries(found: Sequence[tuple[str, dict[str, str]]]) -> list[HistoryEntry]:
+    """The readable ones of the entries found, newest first, which are not too old. Oldest first."""
+    read = (_readable_entry(*one) for one in reversed(found))
+    entries = [entry for entry in read if entry is not None]
+    oldest = entries[-1].at - HISTORY_SECONDS if entries else 0.0
+    return [entry for entry in entries if entry.at > oldest]
 
 
 def _readable_entry(position: str, fields: dict[str, str]) -> HistoryEntry | None:

@@ -60,3 +60,8 @@ class History(Protocol):
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
         """The newest entries after `position` ("" for all), oldest first, at most HISTORY_SECONDS before the newest."""
+
+    def add_and_read(
+        self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, *, after: str, entries_max: int
+    ) -> Sequence[HistoryEntry]:
+        """`add`, and then `since` the position `after`, in one round trip."""

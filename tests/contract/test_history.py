@@ -67,6 +67,29 @@ def test_counts_of_nothing_change_nothing_on_the_server(control_redis: Server) -
     assert all(entry.levels == (0,) * len(LEVEL_COUNTS) for entry in entries)
 
 
+def test_what_was_added_is_read_in_the_same_round_trip(control_redis: Server) -> None:
+    # Given a process that writes each second, and reads what all have written since
+    settings = control_settings(control_redis.url)
+    history = RedisHistory(settings)
+    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+
+        def reads() -> int:
+            """Requests that the server has read; more than one at a time are one."""
+            return int(client.info("stats")["total_reads_processed"])
+
+        history.add_and_read({"admitted": 1}, {}, after="", entries_max=1)  # connects
+        per_look = -(reads() - reads())
+        before = reads()
+        for number in range(5):
+            [entry] = history.add_and_read({"admitted": 1}, {"number": number}, after="", entries_max=1)
+            assert entry.sample == {"number": number}
+        assert reads() - before == 5 + per_look
+        # When the server has lost its scripts, then it writes and reads all the same, once
+        client.script_flush()
+        [entry] = history.add_and_read({"admitted": 1}, {"number": 5}, after="", entries_max=1)
+    assert (entry.sample, entry.counts[0]) == ({"number": 5}, 7)
+
+
 def test_a_history_that_was_never_written_is_empty(rig: Rig) -> None:
     assert list(rig.history.since("", entries_max=10)) == []
 
@@ -174,6 +197,8 @@ def test_a_server_that_is_away_is_said_so(own_control_redis: Server) -> None:
         history.add({}, None)
     with pytest.raises(StoreUnavailableError):
         history.since("", entries_max=1)
+    with pytest.raises(StoreUnavailableError):
+        history.add_and_read({}, None, after="", entries_max=1)
     memory = MemoryServer()
     memory.is_unavailable = True
     with pytest.raises(StoreUnavailableError):
