@@ -132,7 +132,9 @@ class QueueWatch:
             ),
             shown_seconds=_SHOWN_PERIODS * settings.regulate_seconds,
         )
-        self._is_answered = True  # by the event loop, since the last check
+        # Whether the event loop is asked to answer, and has answered since the last check. It is asked only while
+        # messages wait: each answer wakes it.
+        self._is_asked = self._is_answered = False
 
     def look(self) -> None:
         """Check once."""
@@ -148,9 +150,7 @@ class QueueWatch:
         is_connecting = self._consumer.connection is None
         # A loop that hangs does not receive the ends of tasks: its pool looks full.
         is_full = self._is_answered and len(worker_state.reserved_requests) >= worker.pool.num_processes
-        if self._is_answered:
-            self._is_answered = False
-            self._consumer.hub.call_soon(self._answer)
+        self._ask(is_needed=waiting > 0)
         begun = _tasks_begun(self._queue)
         remedy = self.progress.look(
             self._clock.monotonic(), waiting=waiting, taken=messages_taken(self._queue), begun=begun,
@@ -163,6 +163,14 @@ class QueueWatch:
             self._consumer.hub.call_soon(self._lose, self._consumer.connection)
         else:
             end_now(worker)
+
+    def _ask(self, *, is_needed: bool) -> None:
+        """Ask the event loop for an answer until the next check, unless it has not given the last one."""
+        if self._is_answered:
+            self._is_asked = self._is_answered = False
+        if is_needed and not self._is_asked:
+            self._is_asked = True
+            self._consumer.hub.call_soon(self._answer)
 
     def _answer(self) -> None:
         """Runs in the event loop: shows that it works."""

@@ -232,6 +232,44 @@ def test_a_worker_looks_less_often_while_nothing_waits(monkeypatch: pytest.Monke
     assert worker.watches.wait_seconds == LOOK_SECONDS
 
 
+def test_an_event_loop_is_woken_for_an_answer_only_while_messages_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a worker whose pool looks full, and an event loop that answers when it is let
+    settings, clock, waiting, asked = Settings(), ManualClock(), [0], list[Any]()
+    pool = SimpleNamespace(num_processes=4)
+    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(clock), sluice_pause_follower=None)
+    consumer = SimpleNamespace(
+        app=app, pool=pool, connection=object(),
+        controller=SimpleNamespace(blueprint=SimpleNamespace(state=RUN), pool=pool),
+        hub=SimpleNamespace(call_soon=lambda callback, *_: asked.append(callback)),
+    )  # fmt: skip
+    monkeypatch.setattr(worker_state, "reserved_requests", set(range(4)))
+    watch = QueueWatch(consumer, Queue.BATCHES)
+    watch._clock, watch._queues = clock, SimpleNamespace(waiting=lambda _queue: waiting[0])  # type: ignore[assignment]
+
+    def look(seconds: float, *, is_answered: bool) -> None:
+        for _ in range(int(seconds / LOOK_SECONDS)):
+            clock.advance(LOOK_SECONDS)
+            watch.look()
+            while is_answered and asked:
+                asked.pop()()
+
+    # When nothing waits, then it is asked for nothing
+    look(60, is_answered=False)
+    assert asked == []
+    # While messages wait, it is asked at each check, and its full pool is the excuse
+    waiting[0] = 3
+    look(LIMIT + 2, is_answered=True)
+    assert watch.progress.failures == 0
+    # When they are gone for a while, and it hangs, then it has no excuse: an answer of that time says nothing
+    waiting[0] = 0
+    look(10, is_answered=True)
+    waiting[0] = 3
+    look(LIMIT, is_answered=False)
+    assert watch.progress.failures == 1
+    # It was asked once by then, and is asked no more before it has answered
+    assert [callback.__name__ for callback in asked] == ["_answer", "_lose"]
+
+
 def test_places_of_both_queues_are_lost_after_the_longest_task_of_both() -> None:
     settings = Settings()
     app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(ManualClock()))
