@@ -39,3 +39,5 @@ elif address not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("FL
 max_tasks = 5_000  # kept in memory; a drain task or two a second
 natural_time = False  # the time of day, as in the logs
 inspect_timeout = 2_000.0  # milliseconds; a stopped worker delays each view by this time
+# Otherwise Flower asks all workers every 5 s to send events, which wakes each of them. Ours always do.
+enable_events = False

@@ -53,19 +53,34 @@ def _one_line_when_unavailable(function: Callable[..., str | None]) -> Callable[
         try:
             return function(*args, **kwargs)
         except SluiceError as error:
-            _logger.warning("%s: %s", function.__name__, error, extra={"action": f"{function.__name__}_failed"})
+            name = function.__name__.lstrip("_")
+            _logger.warning("%s: %s", name, error, extra={"action": f"{name}_failed"})
             return f"failed: {in_brief(error)}"
 
     return run
 
 
 @shared_task(name="sluice.regulate", bind=True)
-@_one_line_when_unavailable
-def regulate_rate(self: Any) -> str | None:
-    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
+def regulate_rate(self: Any) -> str:
+    """Tick the control loop, then the fallback for the hints of drains: so an idle system needs no task for that."""
     context = context_of(self.app.sluice_settings)
+    try:
+        words = _regulate_rate(self.app, context)
+    finally:  # drains don't wait for a control loop with a defect
+        hint_words = _send_hints(self.app, context)
+    return "; ".join(filter(None, (words, hint_words)))
+
+
+@_one_line_when_unavailable
+def _send_hints(app: Celery, context: WorkerContext) -> str | None:
+    return tick_hints(app, context)
+
+
+@_one_line_when_unavailable
+def _regulate_rate(app: Celery, context: WorkerContext) -> str | None:
+    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     _migrate_once(context)
-    workers = Workers(self.app, context.settings.sink_name, context.settings.drains_max)
+    workers = Workers(app, context.settings.sink_name, context.settings.drains_max)
     report = regulate(
         settings=context.settings,
         policy_of=partial(make_policy, context.settings),

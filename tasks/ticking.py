@@ -19,6 +19,9 @@ HINTS: Final = "sluice.send_hints"  # does nothing while each partition has a dr
 # A tick of hints comes at least this often. It comes in each of its periods while records wait, and after each change
 # of the pauses, since drains end with a pause. So a record that finds no drain waits for one period, as ever.
 HINTS_SECONDS_MAX: Final = 5.0
+# The control loop's tick sends hints too. If it is as frequent, an idle system needs one of its own only in case that
+# the control loop fails, or is that of an earlier version.
+HINTS_BESIDE_REGULATE_SECONDS: Final = 30.0
 TICKS_WAITING_MAX: Final = 20  # about ten seconds of ticks, which run within one second
 
 _SAME_MOMENT_SECONDS: Final = 0.2  # ticks that are due together need the pauses once
@@ -49,6 +52,8 @@ class TickScheduler(Scheduler):
         self._backlog = Backlog(wiring.make_log(app.sluice_settings), self._clock)
         self._state: tuple[float, PauseState | None] | None = None  # when it was read; None in it: not available
         self._hinted: tuple[float, object] | None = None  # when the last tick of hints was sent, and the pauses then
+        is_beside = app.sluice_settings.regulate_seconds <= HINTS_SECONDS_MAX
+        self._hints_seconds_max = HINTS_BESIDE_REGULATE_SECONDS if is_beside else HINTS_SECONDS_MAX
         super().__init__(app, *args, **options)
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -95,7 +100,7 @@ class TickScheduler(Scheduler):
     def _is_hint_due(self) -> bool:
         """Whether a partition may need a hint soon."""
         now, state = self._clock.monotonic(), self._pause_state()
-        if self._hinted is None or state is None or now - self._hinted[0] >= HINTS_SECONDS_MAX:
+        if self._hinted is None or state is None or now - self._hinted[0] >= self._hints_seconds_max:
             return True
         return _pauses_of(state) != self._hinted[1] or self._backlog.may_exist()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import uuid4
 
 import pytest
@@ -16,7 +17,7 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryLeases, MemoryServer
-from pipeline.errors import BreakerOpenError, SinkUnavailableError
+from pipeline.errors import BreakerOpenError, LogUnavailableError, SinkUnavailableError
 from pipeline.log.memory import MemoryLog
 from pipeline.loops import Loop
 from pipeline.names import LoopName, Mode, PauseReason, Queue
@@ -101,6 +102,39 @@ def test_each_partition_without_a_drain_gets_a_hint(rig: Rig) -> None:
     # And when the process of some ends, with whatever it held
     rig.drainer.close()
     assert rig.tick() == [0, 1, 2, 3]
+
+
+def test_a_tick_of_the_control_loop_sends_hints_too_whatever_it_finds(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a control loop that works, one whose log does not answer, and one with a defect
+    def away(**_: object) -> object:
+        raise LogUnavailableError("no answer")
+
+    def broken(**_: object) -> object:
+        raise ZeroDivisionError
+
+    def tick() -> str:
+        rig.sent.clear()
+        task = make_app(rig.settings).tasks["sluice.regulate"]
+        return str(type(task).run(SimpleNamespace(app=app)))  # type: ignore[arg-type]
+
+    app = SimpleNamespace(sluice_settings=rig.settings, send_task=rig.send_task)
+    context = MagicMock(**vars(rig.context))  # the rest is for the control loop, which is none here
+    monkeypatch.setattr(control, "context_of", lambda _: context)
+    monkeypatch.setattr(control, "_migrate_once", lambda _: None)
+    report = SimpleNamespace(published=None, problems=[], database_answered=False)
+    monkeypatch.setattr(control, "regulate", lambda **_: report)
+    # Then partitions without a drain get a hint, and the task says so
+    assert tick() == "4 of 4 shares have no drain"
+    assert [partition for partition, _ in rig.sent] == [0, 1, 2, 3]
+    for failing in (away, broken):
+        for share, (_, token) in enumerate(rig.sent):
+            give_back_hint(rig.leases, share, token)
+        monkeypatch.setattr(control, "regulate", failing)
+        with pytest.raises(ZeroDivisionError) if failing is broken else contextlib.nullcontext():
+            assert tick() == "failed: no answer; 4 of 4 shares have no drain"
+        assert [partition for partition, _ in rig.sent] == [0, 1, 2, 3]
 
 
 def test_many_drained_partitions_cost_a_tick_no_more_than_a_few(rig: Rig) -> None:

@@ -15,7 +15,7 @@ from pipeline.ports.log import LogIdentity, PartitionPosition
 from pipeline.settings import Settings
 from tasks.app import make_app
 from tasks.backlog import Backlog
-from tasks.ticking import HINTS, TICKS_WAITING_MAX, TickScheduler
+from tasks.ticking import HINTS, HINTS_SECONDS_MAX, TICKS_WAITING_MAX, TickScheduler
 
 
 class CountedLog(MemoryLog):
@@ -57,6 +57,8 @@ class Ticker(TickScheduler):
         self.log = CountedLog(4)
         self.log.append([(2, b"one")])
         self._backlog = Backlog(self.log, clock)
+        for task in ("sluice.regulate", "sluice.probe", "sluice.measure", "sluice.send_hints"):
+            self.app.tasks.pop(task, None)  # so that it goes through `send_task`
 
     def store(self) -> None:
         """Commit all that the log holds."""
@@ -76,11 +78,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def ticker(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> Ticker:
-    made = Ticker(clock, Settings(regulate_seconds=5.0, hint_seconds=1.0))
-    for task in ("sluice.regulate", "sluice.probe", "sluice.measure", "sluice.send_hints"):
-        made.app.tasks.pop(task, None)  # so that it goes through `send_task`
-    return made
+def ticker(clock: ManualClock) -> Ticker:
+    return Ticker(clock, Settings(regulate_seconds=5.0, hint_seconds=1.0))
 
 
 def run(ticker: Ticker, clock: ManualClock, seconds: float) -> list[str]:
@@ -153,8 +152,9 @@ def test_ticks_of_hints_are_rare_while_nothing_waits_in_the_log(ticker: Ticker, 
     ticker.store()
     assert hints(ticker, clock, 1.0) == 1  # the first one: no drain runs yet
     ticker.log.asked = ticker.memory.asked = 0
-    # Then one in five is sent, and a period costs one look at the pauses and one at the log
-    assert hints(ticker, clock, 60.0) == 12
+    # Then two in a minute are sent, since each tick of the control loop is one too, and a period costs one look at the
+    # pauses and one at the log
+    assert hints(ticker, clock, 60.0) == 2
     assert ticker.memory.asked <= 61
     assert ticker.log.asked <= 61 + 6  # the identity every ten seconds
     # And when records wait, each is sent, however few they are, and from the first period on
@@ -166,6 +166,14 @@ def test_ticks_of_hints_are_rare_while_nothing_waits_in_the_log(ticker: Ticker, 
     assert hints(ticker, clock, 10.0) == 10
     ticker.store()
     assert hints(ticker, clock, 10.0) <= 3
+
+
+def test_ticks_of_hints_are_as_frequent_as_ever_beside_a_control_loop_that_is_slower(clock: ManualClock) -> None:
+    ticker = Ticker(clock, Settings(regulate_seconds=HINTS_SECONDS_MAX + 1, hint_seconds=1.0))
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    assert hints(ticker, clock, 1.0) == 1
+    assert hints(ticker, clock, 60.0) == 60 / HINTS_SECONDS_MAX
 
 
 def test_a_change_of_the_pauses_brings_a_tick_of_hints(ticker: Ticker, clock: ManualClock) -> None:
