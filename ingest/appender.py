@@ -9,6 +9,7 @@ lock.
 import asyncio
 import copy
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 PING_SECONDS: Final = 1.0  # between two checks of an idle event log
 RETRY_SECONDS: Final = 0.2  # between two checks of an event log that is unavailable
+# An idle event log is not checked if the writer of the history has read it, which comes once a second, so late at most.
+ANSWER_LATE_SECONDS: Final = 0.1
 LOOK_SECONDS: Final = 5.0  # between two reads of the event log's identity, also under load: it may have new partitions
 FAILED_SECONDS: Final = 3.0  # a failed append counts for so long, even if the event log responds again
 FULL_SECONDS: Final = 0.25  # no append to a full event log for so long: rejecting is cheap, appending is not
@@ -99,6 +102,7 @@ class Appender:
         self._identity: LogIdentity | None = None  # for which the log was last prepared
         self._full_until = 0.0  # monotonic
         self._begun_at: float | None = None  # monotonic: when the running append started
+        self._answered_at = -math.inf  # monotonic: when the event log last answered another reader of this process
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start to check the event log, and to append."""
@@ -137,6 +141,18 @@ class Appender:
         if problem is None and failure is not None and now - failure[0] < FAILED_SECONDS:
             problem = failure[1]
         return LogStatus(answers=problem is None, is_full=now < self._full_until, problem=problem)
+
+    def note_read(self, *, is_answered: bool) -> None:
+        """Record that this process has read the event log's positions by another client. Call it on any thread.
+
+        An answer spares the next check of an idle event log. If there was none, it is checked at once.
+        """
+        if is_answered:
+            self._answered_at = self._clock.monotonic()
+            return
+        self._answered_at = -math.inf
+        with self._wake:
+            self._wake.notify()
 
     @property
     def waiting_events(self) -> int:
@@ -271,6 +287,8 @@ class Appender:
     def _next_group(self, busy_requests: int) -> tuple[list[_Request], bool]:
         """The requests of the next append, and whether the appender is closing. No requests after an idle period."""
         wait_seconds = PING_SECONDS if self._problem is None else RETRY_SECONDS
+        if self._is_answered():  # then until the next answer is due
+            wait_seconds += self._answered_at + ANSWER_LATE_SECONDS - self._clock.monotonic()
         with self._wake:
             if not self._queue and not self._is_closing:
                 self._await(1, wait_seconds)
@@ -371,6 +389,8 @@ class Appender:
         if self._problem is not None or self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
             self._ask_identity()
             return
+        if self._is_answered():
+            return
         try:
             self._log.positions()
         except SluiceError as error:
@@ -378,6 +398,11 @@ class Appender:
         except Exception as error:
             logger.exception("reading the log's positions failed because of a defect", extra={"action": "ping_failed"})
             self._note_problem(error)
+
+    def _is_answered(self) -> bool:
+        """Whether another reader of this process has had an answer since the last check was due."""
+        age_seconds = self._clock.monotonic() - self._answered_at
+        return self._problem is None and age_seconds < PING_SECONDS
 
     def _ask_identity(self) -> bool:
         """Read the event log's identity; True if it responded."""

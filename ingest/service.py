@@ -176,6 +176,7 @@ class IngestService:
             settings=self.settings,
             clock=self.clock,
             loop=self.loops.add(LoopName.HISTORY),
+            on_log_read=lambda is_answered: self.appender.note_read(is_answered=is_answered),
         )
 
     async def start(self) -> None:

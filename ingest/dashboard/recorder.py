@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,8 +58,11 @@ class Recorder:
         settings: Settings,
         clock: Clock,
         loop: Loop,
+        on_log_read: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        """`on_log_read` is called on the thread after each read of the event log: whether it answered."""
         self._readers = readers
+        self._on_log_read = on_log_read
         self._deltas = deltas
         self._admission = admission
         self._follower = follower
@@ -166,9 +170,12 @@ class Recorder:
             positions = self._readers.log.positions()
         except (RecoverableError, SluiceError):
             self._partitions = None
+            self._on_log_read(False)
             return {}
         lags = lag_by_partition(positions, None)
-        if lags is None or len(lags) < partitions:
+        is_whole = lags is not None and len(lags) >= partitions
+        self._on_log_read(is_whole)
+        if lags is None or not is_whole:
             return {}
         offsets = {position.partition: max(position.begin, position.committed or 0) for position in positions}
         return {

@@ -33,9 +33,11 @@ def test_the_logs_identity_is_read_every_few_seconds_and_after_a_failure() -> No
     log, clock = Log(), ManualClock()
     readers: Any = SimpleNamespace(log=log)
     none: Any = None
+    answered: list[bool] = []
     recorder = Recorder(
-        readers, deltas=none, admission=none, follower=none, settings=Settings(), clock=clock, loop=none
-    )
+        readers, deltas=none, admission=none, follower=none, settings=Settings(), clock=clock, loop=none,
+        on_log_read=answered.append,
+    )  # fmt: skip
     # When it samples each second, then it reads the positions each time, and the identity once
     for _ in range(int(IDENTITY_SECONDS)):
         assert recorder._positions() == {"lags": [2, 2], "offsets": [3, 3], "consumed": 6}
@@ -50,4 +52,6 @@ def test_the_logs_identity_is_read_every_few_seconds_and_after_a_failure() -> No
     assert recorder._positions() == {}
     assert recorder._positions() != {}
     assert log.identities == 3
+    # Each read is told with whether all have answered
+    assert answered == [True] * int(IDENTITY_SECONDS) + [False, False, True]
     recorder.close()

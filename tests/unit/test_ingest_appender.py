@@ -13,7 +13,7 @@ import ingest.appender as appender_module
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from checks.testbed.waiting import eventually_in_loop as until
 from ingest.appender import Appender
-from pipeline.clock import SystemClock
+from pipeline.clock import ManualClock, SystemClock
 from pipeline.errors import (
     AppendBufferFullError,
     LogFullError,
@@ -25,7 +25,7 @@ from pipeline.errors import (
 )
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
-from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
+from pipeline.ports.log import LogIdentity, MissingReplicas, PartitionPosition, SetUpFault
 from pipeline.settings import Settings
 
 
@@ -490,6 +490,50 @@ async def test_a_log_that_lacks_replicas_while_it_is_idle_does_not_answer_any_mo
     rig.log.missing, rig.log.unprepared = None, ""
     await until(lambda: rig.appender.status(time.monotonic()).answers)
     await rig.append()
+
+
+def test_an_idle_log_is_asked_once_a_period_by_all_readers_of_its_process() -> None:
+    # Given an idle log that another client of this process reads once a second
+    asked: list[float] = []
+
+    class Counted(_GatedLog):
+        def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
+            asked.append(clock.monotonic())
+            return super().positions(log_id)
+
+    clock = ManualClock()
+    appender = Appender(Counted(), Settings(), clock, IngestMetrics(CollectorRegistry()))
+    assert appender._ask_identity()
+
+    def check(*, after: float) -> int:
+        clock.advance(after)
+        before = len(asked)
+        appender._ping()
+        return len(asked) - before
+
+    assert check(after=1.0) == 1
+    # When that one was answered, then this check asks nothing
+    appender.note_read(is_answered=True)
+    assert check(after=0.9) == 0
+    # When its answer is late, or there was none, then it does
+    assert check(after=0.2) == 1
+    appender.note_read(is_answered=True)
+    appender.note_read(is_answered=False)
+    assert check(after=0.1) == 1
+
+
+@pytest.mark.usefixtures("patient_thread")
+async def test_a_log_that_did_not_answer_another_reader_is_checked_at_once(rigs: Rigs) -> None:
+    # Given an appender whose next check is far away, also by the last answer
+    rig = await rigs()
+    await until(rig.is_idle)
+    rig.appender.note_read(is_answered=True)
+    rig.log.server.is_down = True
+    # When the other reader gets no answer
+    rig.appender.note_read(is_answered=False)
+    await until(lambda: not rig.appender.status(time.monotonic()).answers)
+    rig.log.server.is_down = False
+    await until(lambda: rig.appender.status(time.monotonic()).answers)
 
 
 async def test_an_idle_log_that_came_back_is_fenced_before_the_next_request(
