@@ -72,12 +72,18 @@ class AccountCounter:
     def refuse(self, by: LimitedBy, events: int) -> None:
         """Count a body that was read and refused."""
         self.body_events = events
-        self._note_refused(by, events)
+        counts = self._refused.setdefault(by, [0, 0])
+        counts[0] += 1
+        counts[1] += events
 
     def refuse_unread(self, by: LimitedBy) -> None:
         """Count a body that was refused unread."""
         self.unread += 1
-        self._note_refused(by, self.body_events or 1)
+        counts = self._refused.get(by)
+        if counts is None:
+            counts = self._refused[by] = [0, 0]
+        counts[0] += 1
+        counts[1] += self.body_events or 1
 
     def take_refused(self) -> dict[str, Refused]:
         """What was refused since the last call, by reason."""
@@ -85,13 +91,6 @@ class AccountCounter:
             return {}
         refused, self._refused = self._refused, {}
         return {by.value: Refused(*counts) for by, counts in refused.items()}
-
-    def _note_refused(self, by: LimitedBy, events: int) -> None:
-        counts = self._refused.get(by)
-        if counts is None:
-            counts = self._refused[by] = [0, 0]
-        counts[0] += 1
-        counts[1] += events
 
     def take_offered(self, body_events: float) -> float:
         """The events that were offered since the last call.

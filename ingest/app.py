@@ -95,10 +95,11 @@ def create_operator_app(service: IngestService, *, name: str = "operators") -> I
     settings = service.settings
     app = _empty_app(settings, name)
     app.config.TOUCHUP = False  # Sanic rewrites its own classes for the first application of a process
+    request_ids = RequestIds()
     app.ctx.http = HttpContext(
         limits=ConnectionLimits(
             service.lifecycle,
-            RequestIds(),
+            request_ids,
             request_seconds_max=settings.request_seconds_max,
             discard_bytes_max=OPERATOR_DISCARD_BYTES_MAX,
         ),
@@ -107,7 +108,7 @@ def create_operator_app(service: IngestService, *, name: str = "operators") -> I
         collector=service.collector,
         accounts=service.accounts,
         codecs={},
-        early_rejections=EarlyRejections(service.collector, ()),
+        early_rejections=EarlyRejections(service.collector, (), request_ids, service.lifecycle),
         wall=service.clock.now,
     )
     _add_probes(app, service)
@@ -190,9 +191,7 @@ def _http_context(service: IngestService, table: list[Route], cors: Cors | None)
             codec,
             gate=service.collector,
             metrics=service.metrics,
-            clock=service.clock,
             request_ids=request_ids,
-            lifecycle=service.lifecycle,
             bytes_max=settings.body_bytes_max,
             cors=cors,
         )
@@ -211,7 +210,9 @@ def _http_context(service: IngestService, table: list[Route], cors: Cors | None)
         accounts=service.accounts,
         codecs=codecs,
         wall=service.clock.now,
-        early_rejections=EarlyRejections(service.collector, () if service.collector.traces else early),
+        early_rejections=EarlyRejections(
+            service.collector, () if service.collector.traces else early, request_ids, service.lifecycle
+        ),
         cors=cors,
     )
 

@@ -54,6 +54,11 @@ class Collector:
         return self._has_token() and self._appender.blocked() is None
 
     @property
+    def has_levels(self) -> bool:
+        """Gate.has_levels."""
+        return self._levels is not None
+
+    @property
     def admits_all_levels(self) -> bool:
         """Gate.admits_all_levels."""
         return self._entrance.admits_all_levels
@@ -92,28 +97,28 @@ class Collector:
         except SluiceError as error:
             code = row_of(error).code
             if isinstance(error, KeyRefusedError):
-                self._metrics.key_refusals.labels(error.reason.value).inc()
+                self._metrics.key_refusals.labels(error.reason.value).value += 1
             if self.traces:
                 _trace(request.request_id, code, str(error))
             response = codec.rejected(request, error)
             if row_of(error).retryable:
                 for counter in self._metrics.refused(codec.name, code, response.status):
-                    counter.inc()
+                    counter.value += 1
             else:
-                self._metrics.answered(codec.name, code, response.status).inc()
+                self._metrics.answered(codec.name, code, response.status).value += 1
             return response
         count = len(batch.events)
         if self.traces:
             _trace(request.request_id, "accepted", f"{count} events")
-        self._metrics.accepted_events.inc(count)
+        self._metrics.accepted.value += count
         response = batch.accepted()
         if is_own:
-            self._metrics.accepted_answers.inc()
+            self._metrics.accepted_answers.value += 1
         else:
-            self._metrics.answered(codec.name, "accepted", response.status).inc()
-            self._metrics.records(codec.name, RecordOutcome.ACCEPTED).inc(count)
+            self._metrics.answered(codec.name, "accepted", response.status).value += 1
+            self._metrics.records(codec.name, RecordOutcome.ACCEPTED).value += count
             if batch.rejected:
-                self._metrics.records(codec.name, RecordOutcome.REJECTED).inc(batch.rejected)
+                self._metrics.records(codec.name, RecordOutcome.REJECTED).value += batch.rejected
         return response
 
     async def _collect(self, codec: Codec, request: Request) -> Batch:
@@ -159,7 +164,7 @@ class Collector:
                 if isinstance(error, RateLimitedError):
                     tally.refuse(error.limited_by, count)
                 if codec.name is not ProtocolName.EVENTS:
-                    self._metrics.records(codec.name, RecordOutcome.REFUSED).inc(count - 1)
+                    self._metrics.records(codec.name, RecordOutcome.REFUSED).value += count - 1
                 if self._levels is not None:
                     self._levels.note_refused(level, count)
                 raise

@@ -11,7 +11,8 @@ HEAD_BYTES_MAX: Final = 8192  # request line and headers
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 FIELD_LINES: Final = rb"((?>(?:" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*))\r\n"
 _HOST: Final = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # RFC 3986: a name, an address, a port
-_LENGTH: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
+LENGTH_DIGITS_MAX: Final = 15
+_LENGTH: Final = re.compile(rf"[0-9]{{1,{LENGTH_DIGITS_MAX}}}", re.ASCII)
 
 
 def ascii_lower(text: str) -> str:

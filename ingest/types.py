@@ -144,6 +144,10 @@ class Gate(Protocol):
         """Whether it certainly rejects none now, but for the limits of accounts. The cheapest of these."""
 
     @property
+    def has_levels(self) -> bool:
+        """Whether requests have levels at all (ADMISSION_LEVELS)."""
+
+    @property
     def admits_all_levels(self) -> bool:
         """Whether no level is rejected before the others."""
 

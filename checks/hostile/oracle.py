@@ -36,8 +36,6 @@ from ingest.held_bodies import HeldBodies
 from ingest.http import request as http1
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.request_id import RequestIds
-from ingest.types import Lifecycle
-from pipeline.clock import SystemClock
 from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, encode_record, record_head
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level
@@ -376,13 +374,21 @@ def _read_by_early_rejection(data: bytes) -> int | None:
     """The length of the body that an early refusal would discard; None if it leaves the request to the parser."""
     if not data.startswith(_REJECTION.begin):
         return None
-    read = _REJECTION._read(data)
-    return None if read is None else read[1] - (data.find(b"\r\n\r\n") + 4)
+    read = _REJECTION.read(data)
+    if read is None:
+        return None
+    found = read.match(data)
+    if found is None:
+        raise WrongError(f"a head is not like itself: {data!r}")
+    end, length, _ = found
+    _must(end == data.find(b"\r\n\r\n") + 4, f"a refusal sees a head of {end} bytes", data)
+    return length if length <= _REJECTION.bytes_max else None
 
 
 class _Open:
     """A gate that refuses no request."""
 
+    has_levels = False
     admits_all_levels = True
 
     def is_open(self) -> bool:
@@ -409,9 +415,7 @@ _REJECTION: Final = EarlyRejection(
     events_codec(Settings()),
     gate=_Open(),
     metrics=IngestMetrics(CollectorRegistry()),
-    clock=SystemClock(),
     request_ids=RequestIds(),
-    lifecycle=Lifecycle(),
     bytes_max=Settings().body_bytes_max,
 )
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from prometheus_client import Counter
-
 from ingest.errors import status_of
 from pipeline.metrics import IngestMetrics, LevelCounts, answers_by_status
 from pipeline.names import Level
@@ -37,23 +35,13 @@ class CounterDeltas:
         totals = dict.fromkeys(COUNTS, 0)
         for status, count in answers_by_status(self.metrics, status_of).items():
             totals[_NAMES.get(status) or ("invalid" if 400 <= status < 500 else "failed")] += int(count)
-        totals["admitted"] = sum(count for _, count in _children(self.metrics.accepted_events))
+        totals["admitted"] = self.metrics.accepted.value
         totals["refused"] = totals["limited"] + totals["unavailable"] + self.refused_beyond_first()
         if self.levels is not None:
             levels = self.levels
             counts = (*(levels.accepted[level] for level in Level), *(levels.refused[level] for level in Level))
             totals.update(zip(LEVEL_COUNTS, counts, strict=True))
         totals.update(dict.fromkeys(PROTOCOL_COUNTS, 0))
-        for labels, count in _children(self.metrics.protocol_events):
-            totals[f"{labels['protocol']} {labels['outcome']}"] = count
+        for (protocol, outcome), count in self.metrics.protocol_events.counts().items():
+            totals[f"{protocol} {outcome}"] = count
         return totals
-
-
-def _children(counter: Counter) -> list[tuple[dict[str, str], int]]:
-    """The labels and the value of each of a counter's children."""
-    return [
-        (sample.labels, int(sample.value))
-        for family in counter.collect()
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    ]

@@ -15,7 +15,7 @@ from ingest.accounts import Accounts, Client
 from ingest.client_certificate import client_certificate
 from ingest.collect import Collector
 from ingest.http.cors import Cors
-from ingest.http.early_rejection import EarlyRejections
+from ingest.http.early_rejection import ConnectionRejections, EarlyRejections
 from ingest.http.request import ConnectionLimits, EventsRequest, IngestHttp
 from ingest.http.routes import IngestRequest
 from ingest.types import Codec
@@ -45,7 +45,7 @@ class IngestProtocol(HttpProtocol):
 
     __slots__ = (
         "_arrival", "_context", "_expiry_timer", "_is_one_way", "_is_reading_paused", "_refused_left",
-        "_refused_timer", "client", "codecs", "cors", "is_ending", "limits", "verified",
+        "_refused_timer", "_rejections", "client", "codecs", "cors", "is_ending", "limits", "verified",
     )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
@@ -66,7 +66,9 @@ class IngestProtocol(HttpProtocol):
         self._refused_timer: asyncio.TimerHandle | None = None
         self._expiry_timer: asyncio.TimerHandle | None = None
         self.verified: ssl.SSLObject | None = None  # of a connection with a client's certificate
-        self.client: Client  # set when the connection is accepted
+        # Both are set when the connection is accepted.
+        self.client: Client
+        self._rejections: ConnectionRejections
 
     async def _handle(self, request: IngestRequest | EventsRequest) -> None:
         """Answer a request. The collector answers events; Sanic's handlers answer everything else.
@@ -104,6 +106,7 @@ class IngestProtocol(HttpProtocol):
             self.client = self._context.accounts.client(peer, certificate.name)
             self.verified = transport.get_extra_info("ssl_object")
             self._expiry_timer = self.loop.call_later(min(seconds, EXPIRY_SECONDS_MAX), self.end)
+        self._rejections = ConnectionRejections(self._context.early_rejections, self.client)
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
@@ -112,24 +115,30 @@ class IngestProtocol(HttpProtocol):
             return
         if self._refused_left:
             data = self._throw_away(data)
-        find = self._context.early_rejections.find
-        while (early := find(data, self.client)) is not None and self._is_between_requests():
-            rejected = early.reject(data, self.client)
+        now = self._time = monotonic()
+        rejections = self._rejections
+        while (
+            data
+            and (now < rejections.responses.closed_until or rejections.may_reject())
+            and self._is_between_requests()
+        ):
+            rejected = rejections.reject(data, now)
             if rejected is None:
                 break
             response, size = rejected
             self.transport.write(response)
-            self._time = monotonic()
-            self.state["requests_count"] += 1
-            self._refused_left, data = max(0, size - len(data)), data[size:]
-            if self._refused_left:
-                self._refused_timer = self.loop.call_later(self.limits.request_seconds_max, self._close_refused)
+            left = size - len(data)
+            if left >= 0:
+                self._refused_left = left
+                if left:
+                    self._refused_timer = self.loop.call_later(self.limits.request_seconds_max, self._close_refused)
+                return
+            data = data[size:]
         if data:
             self._receive(data)
 
     def _receive(self, data: bytes) -> None:
         """Keep bytes for the task of the connection, and wake it."""
-        self._time = monotonic()
         self.recv_buffer += data
         if len(self.recv_buffer) >= RECEIVED_BYTES_MAX and self.transport is not None:
             self.transport.pause_reading()

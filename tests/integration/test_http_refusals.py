@@ -3,8 +3,9 @@
 import gzip
 import json
 import socket
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -152,6 +153,97 @@ def test_pipelined_requests_are_each_refused_in_order(edge: RunningIngest, made:
         found += [wire.answer().headers["x-request-id"] for _ in range(2)]
     assert found == [*names[:3], "alive", *names[3:], "alive"]
     assert made.count(b"/api/logs") < len(names)
+
+
+def test_each_target_is_refused_in_its_own_form_while_the_gate_counts_as_closed(
+    edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given that a look at the gate is good for long
+    monkeypatch.setattr("ingest.http.early_rejection.CLOSED_SECONDS_MAX", WAIT_SECONDS_MAX)
+    own = request(BODY)
+    bulk = request(b"{}", path="/_bulk", content_type="application/x-ndjson")
+    newer = request(b"{}", path="/_bulk", content_type="application/x-ndjson", headers={"Accept": V9})
+    with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        # When requests to several targets come in one piece, each more than once
+        wire.send(b"".join([own, own, bulk, bulk, newer, own, newer, bulk]))
+        answers = [wire.answer() for _ in range(8)]
+    # Then each has the form of its target
+    forms = [(answer.headers["content-type"], "errors" in answer.json or "status" in answer.json) for answer in answers]
+    json_form = ("application/json", False)
+    assert [form == json_form for form in forms] == [True, True, False, False, False, True, False, False]
+    assert forms[2] == forms[3] == forms[7]
+    assert forms[4] == forms[6] == (V9, True)
+
+
+def test_a_repeated_head_is_refused_by_a_fraction_of_the_calls_of_a_new_one(
+    edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[IngestProtocol] = []
+    connected = IngestProtocol.connection_made
+
+    def noted(protocol: IngestProtocol, transport: Any) -> None:
+        connections.append(protocol)
+        connected(protocol, transport)
+
+    monkeypatch.setattr(IngestProtocol, "connection_made", noted)
+    monkeypatch.setattr("ingest.http.early_rejection.CLOSED_SECONDS_MAX", WAIT_SECONDS_MAX)
+    repeated = [request(BODY + b" " * number, headers={"X-Request-ID": f"r{number}"}) for number in range(20)]
+    new = [request(BODY, headers={"X-Other": str(number)}) for number in range(20)]
+    counts: list[list[int]] = []
+    is_counted = threading.Event()
+    with Wire(edge.port) as wire:
+        wire.send(repeated[0])
+        assert wire.answer().status == 429
+        protocol = connections[-1]
+
+        def count() -> None:
+            counts[:] = [[_calls(protocol.data_received, data) for data in some] for some in (repeated, new)]
+            is_counted.set()
+
+        # When lengths and ids differ, or another field does
+        protocol.loop.call_soon_threadsafe(count)
+        assert is_counted.wait(WAIT_SECONDS_MAX)
+        assert {wire.answer().status for _ in range(40)} == {429}
+    # Then the former are refused by a few calls of functions: each is a part of the CPU of a refusal
+    of_repeated, of_new = (min(one) for one in counts)
+    assert of_repeated * 2 <= of_new
+    assert max(counts[0][1:]) == of_repeated, "each of them"
+
+
+def _calls(function: Callable[[bytes], None], data: bytes) -> int:
+    """Python functions that are called."""
+    calls = 0
+
+    def note(_frame: object, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        function(data)
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_tokens_that_come_unexpectedly_wait_no_longer_than_a_look_is_good(
+    edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(BODY))
+        assert wire.answer().status == 429
+        # When tokens come that nobody predicted
+        monkeypatch.setattr(edge.service.admission, "_left", 1)
+
+        def status() -> int:
+            wire.send(request(BODY))
+            return wire.answer().status
+
+        # Then the connection that was refused gets them
+        eventually(lambda: status() == 202, "a body passes")
 
 
 @pytest.mark.parametrize("size", [1, 4000])

@@ -94,7 +94,7 @@ def test_a_shipper_of_elasticsearch_gets_its_version_where_it_sends(two: Running
 
 
 def test_both_ports_are_one_process(two: RunningIngest) -> None:
-    before = two.service.metrics.accepted_events._value.get()
+    before = two.service.metrics.accepted.value
     assert send(two.port, request(BODY)).status == 202
     shown = [line for line in get(two.operator_port, "/metrics").body.decode().splitlines()
              if line.startswith("sluice_ingest_accepted_events_total ")]  # fmt: skip
