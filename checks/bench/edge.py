@@ -227,7 +227,7 @@ def _lines(costs: dict[str, list[Cost]]) -> list[Line]:
         *line("M2", "events in bodies of 100 / the log's standard client", "batch", "standard client", at_least(0.7)),
         *line("M2", "… / our own adapter, nothing before it", "batch", "own adapter"),
         *line("M4", "CPU of a 429 / a 202, bodies of 100", "batch", "429 batch", at_most(0.25), scale=requests),
-        *line("M4", "CPU of a 429 / a 202, single events", "single", "429 single"),
+        *line("M4", "CPU of a 429 / a 202, single events", "single", "429 single", at_most(0.25)),
         *line("M4", "CPU of a single's 429 / the same by a handler", "429 through the framework", "429 single"),
     ]
 
