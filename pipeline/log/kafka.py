@@ -159,8 +159,10 @@ class KafkaLog:
         if self._settings.kafka_client == "confluent":
             from pipeline.log.kafka_confluent import ConfluentProducer  # noqa: PLC0415 - an extra of the package
 
-            bootstrap = self._bootstrap_texts()
-            return SpreadProducer(lambda: ConfluentProducer(bootstrap, self._security, self._clock), self._clock)
+            bootstrap, security, clock = self._bootstrap_texts(), self._security, self._clock
+            return SpreadProducer(
+                lambda kbytes: ConfluentProducer(bootstrap, security, clock, buffer_kbytes=kbytes), clock
+            )
         return PythonProducer.connect(self._bootstrap_texts(), self._security, self._clock)
 
     # --- Read -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pipeline.clock import Clock
 from pipeline.log.kafka_confluent_oauth import LibraryTokens
 from pipeline.log.kafka_producer import ProducerError, Sent
 from pipeline.log.kafka_security import KafkaSecurity
+from pipeline.log.kafka_spread import BUFFER_KBYTES
 from pipeline.log.kafka_topic import BATCH_BYTES_NEEDED, PRODUCER_BATCH_BYTES
 
 # Below the library "kafka", of which only warnings are written. Its lines are served in `poll` and `flush`.
@@ -24,7 +25,6 @@ _LIBRARY_LOGGER: Final = logging.getLogger("kafka.librdkafka")
 
 # How long it tries to send a record. It stores none twice, but a partition is refused until the answer is known.
 _MESSAGE_TIMEOUT_MS: Final = 10_000
-_BUFFER_KBYTES: Final = 65_536  # one append, and what earlier ones left behind
 _RECONNECT_MS_MAX: Final = 1_000
 # One call of `poll`: from 0.2 s on, the library waits for the whole time even if there is something to serve.
 _POLL_SECONDS: Final = 0.1
@@ -104,8 +104,12 @@ class _Sent:
 class ConfluentProducer:
     """Producer on confluent-kafka. Make it in the process that uses it: its threads do not survive a fork."""
 
-    def __init__(self, bootstrap: Sequence[str], security: KafkaSecurity, clock: Clock) -> None:
+    def __init__(
+        self, bootstrap: Sequence[str], security: KafkaSecurity, clock: Clock, *, buffer_kbytes: int = BUFFER_KBYTES
+    ) -> None:
         """Returns at once; it connects in threads of its own. Raises ProducerError if the library refuses an option.
+
+        Records that wait have at most `buffer_kbytes` KiB.
 
         With tokens, the library's constructor returns when it has one, which takes 1 to 10 s. So a thread calls it.
         """
@@ -123,7 +127,7 @@ class ConfluentProducer:
         options = {
             **_OPTIONS,
             "bootstrap.servers": ",".join(bootstrap),
-            "queue.buffering.max.kbytes": _BUFFER_KBYTES,
+            "queue.buffering.max.kbytes": buffer_kbytes,
             "error_cb": self._note,
             **client_options(security),
         }

@@ -19,7 +19,7 @@ from pipeline.errors import (
 )
 from pipeline.event import RECORD_BYTES_MAX
 from pipeline.flow.lag import total_lag
-from pipeline.log import kafka_confluent
+from pipeline.log import kafka_spread
 from pipeline.log.kafka import KafkaLog
 from pipeline.log.kafka_confluent import ConfluentProducer
 from pipeline.log.kafka_python import PythonProducer
@@ -259,7 +259,7 @@ def test_librdkafka_s_buffer_has_room_again_when_its_records_are_sent(
     rig: KafkaRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a buffer that is smaller than an append
-    monkeypatch.setattr(kafka_confluent, "_BUFFER_KBYTES", 512)
+    monkeypatch.setattr(kafka_spread, "BUFFER_KBYTES", 512)
     send_late, late = ConfluentProducer._send_late, []
 
     def noted(*given: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.log.kafka_producer import ProducerError, Sent
-from pipeline.log.kafka_spread import PARTITIONS_EACH, PRODUCERS_MAX, SpreadProducer
+from pipeline.log.kafka_spread import BUFFER_KBYTES, PARTITIONS_EACH, PRODUCERS_MAX, SpreadProducer
 
 
 class Taken:
@@ -26,7 +26,8 @@ class Taken:
 class One:
     """A producer that takes everything, and as long as it is asked to flush, uses that time."""
 
-    def __init__(self, partitions: int, clock: ManualClock) -> None:
+    def __init__(self, partitions: int, clock: ManualClock, kbytes: int) -> None:
+        self.kbytes = kbytes
         self._partitions = partitions
         self._clock = clock
         self.is_broken = False
@@ -68,13 +69,21 @@ class One:
 class Rig:
     def __init__(self, partitions: int) -> None:
         self.clock = ManualClock()
-        self.made: list[One] = []
+        self.everyone: list[One] = []
         self.partitions = partitions
+        self.makes_max = 100
         self.producer = SpreadProducer(self._make, self.clock)
 
-    def _make(self) -> One:
-        self.made.append(One(self.partitions, self.clock))
-        return self.made[-1]
+    def _make(self, kbytes: int) -> One:
+        if len(self.everyone) >= self.makes_max:
+            raise ProducerError("no memory")
+        self.everyone.append(One(self.partitions, self.clock, kbytes))
+        return self.everyone[-1]
+
+    @property
+    def made(self) -> list[One]:
+        """Those that are not closed."""
+        return [one for one in self.everyone if not one.is_closed]
 
     def ready(self) -> "Rig":
         assert self.producer.partitions_for("t", 1.0) == set(range(self.partitions))
@@ -88,6 +97,14 @@ class Rig:
 def test_there_are_as_many_as_the_partitions_need(partitions: int, producers: int) -> None:
     rig = Rig(partitions).ready().ready()
     assert len(rig.made) == producers
+
+
+@pytest.mark.parametrize("partitions", [1, PARTITIONS_EACH, PARTITIONS_EACH + 1, 30, 64, 256])
+def test_however_many_there_are_they_buffer_no_more_than_one(partitions: int) -> None:
+    rig = Rig(partitions).ready().ready()
+    shares = [one.kbytes for one in rig.made]
+    assert len(set(shares)) == 1
+    assert 0.9 * BUFFER_KBYTES < sum(shares) <= BUFFER_KBYTES
 
 
 def test_a_partition_stays_with_one_producer_in_order() -> None:
@@ -121,6 +138,16 @@ def test_one_that_is_not_ready_is_waited_for_and_no_other_is_made_meanwhile() ->
     assert len(rig.ready().made) == 3
 
 
+def test_a_try_that_can_not_make_all_leaves_none_behind() -> None:
+    rig = Rig(20)
+    rig.makes_max = 2
+    with pytest.raises(ProducerError, match="no memory"):
+        rig.ready()
+    assert len(rig.made) == 1
+    rig.makes_max = 100
+    assert len(rig.ready().made) == 3
+
+
 def test_one_that_has_failed_ends_all() -> None:
     rig = Rig(20).ready()
     found = [rig.producer.is_broken]
@@ -128,7 +155,7 @@ def test_one_that_has_failed_ends_all() -> None:
     found.append(rig.producer.is_broken)
     assert found == [False, True]
     rig.producer.close(0.5)
-    assert all(one.is_closed for one in rig.made)
+    assert rig.made == []
 
 
 def test_all_together_take_no_longer_than_one_may() -> None:
