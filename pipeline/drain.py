@@ -10,7 +10,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from functools import partial
@@ -387,6 +387,7 @@ class _Run(Generic[Encoded]):
         self._known = known
         self._context = context
         settings = context.settings
+        self._executor = executor
         self._prefetch = Prefetch(
             context.log, partition, settings, clock=context.clock, executor=executor, encode=self._encode
         )
@@ -592,9 +593,17 @@ class _Run(Generic[Encoded]):
         """Store a batch. If it is a record that alone makes storing fail, keep it as a dead letter instead."""
         expected_offset, batch, encoded = piece
         pace, sink, place = self._context.pace, self._context.sink, (identity.log_id, self._partition, expected_offset)
+        is_last = self._is_over() or self._context.clock.monotonic() >= self._turn_ends_at
+        raising: list[Future[None]] = []
+
+        def on_moved() -> None:
+            raising.append(self._executor.submit(self._raise_lowest_offset, batch.next_offset))
 
         def before_commit() -> None:
-            self._raise_lowest_offset(batch.next_offset)
+            if raising:
+                raising[0].result()
+            else:
+                self._raise_lowest_offset(batch.next_offset)
 
         try:
             if pace.is_culprit(expected_offset):
@@ -608,9 +617,10 @@ class _Run(Generic[Encoded]):
                 name = self._context.settings.sink_name
                 why = f"storing it failed each time, while {name} took other writes: {pace.why}"
                 return sink.condemn(*place, batch, why=why, sqlstate=pace.sqlstate, before_commit=before_commit)
-            is_last = self._is_over() or self._context.clock.monotonic() >= self._turn_ends_at
             begin = None if is_last else self._prefetch.begin
-            return sink.store(*place, batch, before_commit=before_commit, encoded=encoded, on_encoded=begin)
+            return sink.store(
+                *place, batch, before_commit=before_commit, encoded=encoded, on_moved=on_moved, on_encoded=begin
+            )
         except SinkUnavailableError as error:
             pace.failed(expected_offset, len(batch.values), error)
             raise

@@ -142,6 +142,7 @@ class JsonlSink:
         *,
         before_commit: Callable[[], None],
         encoded: EncodedLines | None = None,
+        on_moved: Callable[[], None] | None = None,
         on_encoded: Callable[[], None] | None = None,
     ) -> StoreResult:
         if encoded is None or (encoded.log_id, encoded.partition) != (log_id, partition):

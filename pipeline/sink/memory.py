@@ -115,6 +115,7 @@ class MemorySink:
         *,
         before_commit: Callable[[], None],
         encoded: None = None,
+        on_moved: Callable[[], None] | None = None,
         on_encoded: Callable[[], None] | None = None,
     ) -> StoreResult:
         self._ask()
@@ -127,6 +128,8 @@ class MemorySink:
             raise SinkContentionError
         if database.offsets.get((log_id, partition), expected_offset) != expected_offset:
             raise OffsetConflictError
+        if on_moved is not None:
+            on_moved()
         run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
         draft = _Draft(database)
         for index, value in enumerate(batch.values):

@@ -115,15 +115,21 @@ class PostgresSink:
         *,
         before_commit: Callable[[], None],
         encoded: EncodedRows | None = None,
+        on_moved: Callable[[], None] | None = None,
         on_encoded: Callable[[], None] | None = None,
     ) -> StoreResult:
         run = self._run_of(log_id, partition)
+
+        def on_sent() -> None:
+            for begin in (on_moved, on_encoded):
+                if begin is not None:
+                    begin()
 
         def write() -> Written:
             self._begin(log_id, partition, expected_offset, batch)
             try:
                 written = write_straight(
-                    self.session, self._encoder, log_id, partition, batch, encoded=encoded, on_encoded=on_encoded
+                    self.session, self._encoder, log_id, partition, batch, encoded=encoded, on_encoded=on_sent
                 )
             except StatementRefusedError as refusal:
                 _logger.info(

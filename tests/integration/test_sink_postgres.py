@@ -248,6 +248,33 @@ def test_the_stored_offsets_are_read_from_a_schema_without_the_columns_of_batche
         assert (found.offsets, found.time, found.batches) == ({1: 7}, None, {})
 
 
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_what_a_commit_waits_for_begins_when_the_offset_is_moved(sink: PostgresSink, is_ahead: bool) -> None:
+    # Given a look from another session at who would make `settled_offsets` wait
+    seen: list[tuple[str, int]] = []
+
+    def look(moment: str) -> None:
+        with contextlib.closing(PostgresSink(sink._settings)) as other:
+            locks = "SELECT count(*) FROM pg_locks WHERE relation = 'stored_offsets'::regclass"
+            writing = " AND pid = %(pid)s AND mode = 'RowExclusiveLock'"
+            seen.append((moment, other.session.rows(locks + writing, {"pid": pid})[0][0]))
+
+    values, log_id = [record(number) for number in range(900, 903)], new_log_id()
+    [[pid]] = sink.session.rows("SELECT pg_backend_pid()")
+    sink.store(
+        log_id,
+        0,
+        0,
+        batch(0, values),
+        before_commit=lambda: look("before commit"),
+        encoded=sink.encode(log_id, 0, batch(0, values)) if is_ahead else None,
+        on_moved=lambda: look("moved"),
+        on_encoded=lambda: look("encoded"),
+    )
+    # Then the transaction that moved the offset does, at all three moments, in this order
+    assert seen == [("moved", 1), ("encoded", 1), ("before commit", 1)]
+
+
 def sink_time(database_url: str) -> float:
     [(seconds,)] = ask(database_url, "SELECT extract(epoch FROM clock_timestamp())::float8")
     return float(seconds)

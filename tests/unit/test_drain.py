@@ -19,6 +19,7 @@ from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import (
     FencedError,
     LogMisconfiguredError,
+    LogUnavailableError,
     SinkContentionError,
     SinkUnavailableError,
     StoreUnavailableError,
@@ -246,6 +247,31 @@ def test_reading_overlaps_with_storing(rig: Rig) -> None:
     assert rig.drain(sink=Waiting(rig.settings, rig.store)).stored == 25
     # And the log was never asked by two at once
     assert Watched.overlaps == 0
+
+
+def test_the_lowest_offset_is_raised_while_the_batch_is_stored(rig: Rig) -> None:
+    # Given a sink that is ready to commit only when the lowest offset was raised
+    raised = threading.Event()
+
+    class Noting(MemoryOffsetFence):
+        def raise_lowest_offset(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+            super().raise_lowest_offset(log_id, incarnation, partition, offset)
+            raised.set()
+
+    class Waiting(MemorySink):
+        def store(self, *place: Any, before_commit: Callable[[], None], **named: Any) -> StoreResult:
+            def late() -> None:
+                assert raised.wait(WAIT_SECONDS_MAX), "nobody raised it before the end"
+                raised.clear()
+                before_commit()
+
+            return super().store(*place, before_commit=late, **named)
+
+    rig.append(0, 25)
+    report = rig.drain(sink=Waiting(rig.settings, rig.store), fence=Noting(rig.settings, rig.server))
+    # Then each batch is stored, and its offset was raised once
+    assert (report.stored, report.batches) == (25, 3)
+    assert not raised.is_set()
 
 
 def test_the_log_is_told_seldom_in_a_backlog_and_at_once_behind_it(rig: Rig) -> None:
@@ -972,7 +998,7 @@ def test_large_records_are_stored_in_small_transactions() -> None:
     assert rig.drain(sink=sink, log=log).stored == 20
     # Then so few are asked for, from the first on
     assert max(size for _, size in sink.sizes) <= 1 << 16
-    assert set(log.asked) == {1, 3}
+    assert set(log.asked) == {1, 2, 3}
 
 
 def test_records_that_suddenly_grow_are_cut_up() -> None:
@@ -988,6 +1014,43 @@ def test_records_that_suddenly_grow_are_cut_up() -> None:
     assert [count for count, size in sink.sizes if size > 1 << 16] == [1]
     # And nothing was read twice: each piece follows from the one before
     assert sum(log.gave) == 140
+
+
+def test_a_first_read_of_few_records_is_no_transaction_of_its_own() -> None:
+    # Given a backlog, and records of an unknown size, so that the first read is a small one
+    rig = Rig(drain_batch_records_max=1000)
+    rig.append(0, 1500)
+    log = AskedLog(rig)
+    assert rig.drain(log=log).stored == 1500
+    # Then the first transaction is as large as the others, and nothing was read twice
+    assert [offset for offset, _ in rig.stored] == [1000, 1500]
+    assert log.asked[:2] == [128, 872]
+    assert sum(log.gave) == 1500
+
+
+@pytest.mark.parametrize("first", ["fails", "hole"])
+def test_a_first_read_is_stored_though_the_rest_of_its_batch_can_not_be_read(first: str) -> None:
+    # Given a log that fails once after the first records, or that has lost the next ones
+    rig = Rig(drain_batch_records_max=1000)
+    rig.append(0, 300)
+
+    class Odd(AskedLog):
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            if first == "fails" and len(self.asked) == 1:
+                self.asked.append(records_max)
+                raise LogUnavailableError("no answer")
+            found = super().read(partition, offset, records_max=records_max, wait_seconds=wait_seconds)
+            if first == "hole" and offset == 128 and found is not None:
+                return LogBatch(found.offset + 10, found.values[10:])
+            return found
+
+    report = rig.drain(log=Odd(rig))
+    # Then they are stored, and a later read finds out about the rest
+    assert rig.stored[0][0] == 128
+    if first == "fails":
+        assert (report.stored, report.outcome) == (300, DrainOutcome.FINISHED)
+    else:
+        assert (report.stored, report.outcome) == (128, DrainOutcome.LOG_GAP)
 
 
 @pytest.fixture(autouse=True)
