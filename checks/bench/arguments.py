@@ -11,6 +11,7 @@ examples:
   ./bench.sh --only M15             KAFKA_CLIENT=confluent beside kafka-python; needs Java, so it must be named
   ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
   ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
+  ./bench.sh --only M7,M8 --by-day --full   partitions by day beside one table, 5 million stored in each; six minutes
   ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing
   .venv/bin/python -m checks.bench.backlog   a backlog on a running system
 """
@@ -71,7 +72,9 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--rounds", type=_count, metavar="N", help="rounds of M1 to M4, M7, M8, M11, M12, M14 and M15 (5; --quick 1)"
     )
     parser.add_argument(
-        "--by-day", action="store_true", help="M7, M8: log_events is partitioned by day (EVENTS_BY_DAY)"
+        "--by-day",
+        action="store_true",
+        help="M7, M8: log_events is partitioned by day (EVENTS_BY_DAY), and compared with one table",
     )
     overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
     overload.add_argument(
@@ -86,7 +89,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a short trial: its figures mean nothing")
-    size.add_argument("--full", action="store_true", help="M8 with the sizes of the goal")
+    size.add_argument("--full", action="store_true", help="M8 with the sizes of the goal; by day, 5 million stored")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for all figures, with those of each round")
     return parser.parse_args(words)
 

@@ -3,7 +3,7 @@
 M7: each round gets an empty database and a prefilled log, and the three take turns. The goal is a share of the slower
 baseline, since a drain can be no faster than either. M8: the same COPY and drain into a table that already holds
 events, and a drain of a long backlog. The drain has one core, PostgreSQL and the log the other. COPY and the bare read
-also have the drain's core. COPY's rows are made beforehand.
+also have the drain's core. COPY's rows are made beforehand. By day, a drain into one table takes its turn too.
 """
 
 import contextlib
@@ -219,9 +219,9 @@ class Bench:
         return settings
 
     @contextlib.contextmanager
-    def database(self, settings: Settings) -> Iterator[Settings]:
+    def database(self, settings: Settings, *, in_one_table: bool = False) -> Iterator[Settings]:
         """A fresh database for these settings."""
-        with fresh_database(self._postgres, settings, by_day=self._by_day) as fresh:
+        with fresh_database(self._postgres, settings, by_day=self._by_day and not in_one_table) as fresh:
             yield fresh
 
     @contextlib.contextmanager
@@ -275,7 +275,7 @@ def run(options: Options, marks: set[str]) -> list[Line]:
 def _m7(bench: Bench, options: Options) -> list[Line]:
     count = 20_000 if options.quick else 300_000
     records = records_of(0, count)
-    rates = Rates()
+    rates, in_one_table = Rates(), Rates()
     for _ in range(options.rounds):
         settings = bench.settings()
         with bench.filled_log(settings, [records]):
@@ -284,48 +284,85 @@ def _m7(bench: Bench, options: Options) -> list[Line]:
             rates.read.append(bench.read(settings, count))
             with bench.database(settings) as fresh:
                 bench.drain(fresh, count, rates)
+        if options.by_day:  # from a log of its own: the first one is trimmed
+            settings = bench.settings()
+            with bench.filled_log(settings, [records]), bench.database(settings, in_one_table=True) as fresh:
+                bench.drain(fresh, count, in_one_table)
     slower = [min(pair) for pair in zip(rates.copy, rates.read, strict=True)]
     what = f"rows/s of a drain / the slower of COPY and a bare read, {count:,} rows"
     figures = rates.figures(rows=count)
-    return [
+    lines = [
         Line("M7", what, ratios(rates.drain, slower), at_least(0.8), figures=figures),
         Line("M7", "… / COPY alone", ratios(rates.drain, rates.copy), figures=figures),
     ]
+    return lines + _against_one_table("M7", rates, in_one_table)
+
+
+def _against_one_table(mark: str, by_day: Rates, in_one_table: Rates) -> list[Line]:
+    """The line that compares the two layouts; none if only one was measured."""
+    if not in_one_table.drain:
+        return []
+    what, figures = "… / a drain into one table of that size", in_one_table.figures()
+    return [Line(mark, what, ratios(by_day.drain, in_one_table.drain), at_least(0.7), figures=figures)]
 
 
 def _m8(bench: Bench, options: Options) -> list[Line]:
     stored, backlog = [1_000_000, 5_000_000], 2_000_000
     if not options.full:
         stored, backlog = ([20_000], 20_000) if options.quick else ([100_000, 500_000], 200_000)
+    elif options.by_day:
+        stored, backlog = stored[-1:], 0  # two tables have to be filled
     reduced = "" if options.full else " (not the goal's size: --full has it)"
     lines = []
-    with bench.database(bench.settings()) as database:
-        there = 0
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(bench.database(bench.settings()))
+        in_one_table = None
+        if options.by_day:
+            in_one_table = stack.enter_context(bench.database(bench.settings(), in_one_table=True))
+        there = there_in_one_table = 0
         for wanted in stored:
             plain_copy(database, pieces(wanted - there))
-            rates = _rounds_at(bench, database, min(options.rounds, M8_ROUNDS_MAX))
+            if in_one_table is not None:
+                plain_copy(in_one_table, pieces(wanted - there_in_one_table))
+            rates, others = _rounds_at(bench, database, in_one_table, min(options.rounds, M8_ROUNDS_MAX))
             there = wanted + len(rates.drain) * 2 * TRIED_ROWS
+            there_in_one_table = wanted + len(others.drain) * TRIED_ROWS
             size = sizes_of(database)
             what = f"drain / COPY with {wanted:,} stored{reduced}"
-            lines.append(
-                Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))
-            )
-    return [*lines, _long_backlog(bench, backlog, reduced)]
+            lines += [
+                Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size)),
+                *_against_one_table("M8", rates, others),
+            ]
+    return [*lines, _long_backlog(bench, backlog, reduced)] if backlog else lines
 
 
-def _rounds_at(bench: Bench, database: Settings, rounds: int) -> Rates:
-    """COPY and drain in turns into the existing table. Each makes it at most some percent larger."""
-    rates = Rates()
+def _rounds_at(bench: Bench, database: Settings, in_one_table: Settings | None, rounds: int) -> tuple[Rates, Rates]:
+    """COPY and drain in turns into the existing table, and a drain into the other one if there is one.
+
+    Each makes it at most some percent larger. Returns the rates of both tables.
+    """
+    rates, others = Rates(), Rates()
     for _ in range(rounds):
-        with contextlib.closing(psycopg2.connect(database.database_url)) as connection:
-            connection.autocommit = True
-            connection.cursor().execute("CHECKPOINT")
-        own = bench.settings()
-        settings = replace(own, database_url=database.database_url)
+        _checkpoint(database)
         rates.copy.append(TRIED_ROWS / plain_copy(database, [records_of(0, TRIED_ROWS)]))
-        with bench.filled_log(own, [records_of(0, TRIED_ROWS)]):
-            bench.drain(settings, TRIED_ROWS, rates)
-    return rates
+        _drain_into(bench, database, rates)
+        if in_one_table is not None:
+            _checkpoint(in_one_table)
+            _drain_into(bench, in_one_table, others)
+    return rates, others
+
+
+def _checkpoint(database: Settings) -> None:
+    with contextlib.closing(psycopg2.connect(database.database_url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("CHECKPOINT")
+
+
+def _drain_into(bench: Bench, database: Settings, rates: Rates) -> None:
+    """Drain a log of its own into an existing table."""
+    own = bench.settings()
+    with bench.filled_log(own, [records_of(0, TRIED_ROWS)]):
+        bench.drain(replace(own, database_url=database.database_url), TRIED_ROWS, rates)
 
 
 def sizes_of(database: Settings) -> dict[str, int]:
