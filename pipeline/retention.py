@@ -4,13 +4,14 @@ And records of the event log that were stored long ago, in one step.
 """
 
 import contextlib
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError, in_brief
+from pipeline.errors import SinkContentionError, SluiceError, in_brief
 from pipeline.ports.log_marks import LogMarks
 from pipeline.ports.log_trimmer import LogTrimmer
 from pipeline.ports.retention import DayFacts, Retention, RetentionFacts
@@ -27,6 +28,10 @@ _HOUR_SECONDS: Final = 3600.0
 DAYS_AHEAD: Final = 7  # partitions that the database makes ahead: migration 0016
 _MARKS: Final = 24  # within LOG_KEEP_HOURS: records are kept for up to a 24th of it longer
 _NAMED_MAX: Final = 5  # partitions that a problem names
+# Tries in one tick to drop a day, while batches are stored. Each lets more of them end at about the same time. Between
+# two tries a batch of a second begins, and does not end; at random, because a fixed time may be wrong each time.
+_DROP_TRIES: Final = 4
+_DROP_REST_SECONDS: Final = (0.2, 1.0)
 # An oldest event that is expired for longer means that deletion is slower than storing, or does not run.
 OVERDUE_SECONDS_MAX: Final = _DAY_SECONDS
 
@@ -211,7 +216,9 @@ def expire(settings: Settings, retention: Retention, clock: Clock, *, is_behind:
             done.letters_never_stored += never_stored
             events, since = _delete_events(settings, retention, rows_max, since)
             done.events += events
-            is_day = facts.days is not None and bool(settings.retention_days) and _drop_day(retention, done)
+            is_day = (
+                facts.days is not None and bool(settings.retention_days) and _drop_day(retention, done, clock, ends)
+            )
             ids = 0
             if facts.days is not None and settings.dedup_days:
                 ids, ids_since = retention.delete_ids(rows_max=rows_max, since=ids_since)
@@ -233,9 +240,16 @@ def expire(settings: Settings, retention: Retention, clock: Clock, *, is_behind:
     return done
 
 
-def _drop_day(retention: Retention, done: Expired) -> bool:
-    """Drop one day that expired as a whole; False if there is none."""
-    dropped = retention.drop_day()
+def _drop_day(retention: Retention, done: Expired, clock: Clock, ends: float) -> bool:
+    """Drop one day that expired as a whole; False if there is none. Raises the errors of Retention.drop_day."""
+    for left in reversed(range(_DROP_TRIES)):
+        try:
+            dropped = retention.drop_day()
+            break
+        except SinkContentionError:
+            if not left or clock.monotonic() >= ends:
+                raise
+            clock.sleep(random.uniform(*_DROP_REST_SECONDS))  # noqa: S311 - no secret
     if dropped is None:
         return False
     name, rows = dropped

@@ -12,7 +12,8 @@ class DayFacts:
     has_today: bool  # there is a partition for what is stored now
     days_ahead: int  # of the next seven days, how many have a partition
     has_default_rows: bool  # some events are in no day's partition
-    unnoted_id: str | None  # of an event that is stored, and whose id is not kept: a repeat would be stored again
+    # Of an event that is stored, and whose id is not kept: a repeat would be stored again. As of the last minutes.
+    unnoted_id: str | None
     has_id_index: bool  # expired ids are found by an index
 
 
@@ -57,7 +58,8 @@ class Retention(Protocol):
     def drop_day(self) -> tuple[str, int | None] | None:
         """Drop the oldest partition if all of it expired. Returns its name and the number of its events.
 
-        The number is None if it takes long to count them. It gives up soon if another session uses the partition.
+        The number is None if it takes long to count them. It gives up soon if other sessions are in its way: raises
+        SinkContentionError if another try may find a better moment, and SinkUnavailableError if it would not.
         """
 
     def delete_ids(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:

@@ -136,14 +136,22 @@ def _mended(cursor: Any, clock: Clock) -> list[str]:
     """Make the trigger of a table by day anew if it is missing or disabled, and note ids that are missing."""
     cursor.execute(query("changeover_facts"))
     _, _, is_noting, _ = cursor.fetchone()
-    cursor.execute(query("day_facts"))
-    unnoted = cursor.fetchone()[4]
-    if is_noting and unnoted is None:
+    if is_noting and not _lacks_ids(cursor):
         return []
     if not is_noting:
         _under_lock(cursor, clock, lambda: cursor.execute(query("mend_triggers")))
     cursor.execute(query("note_missing_ids"))
     return [f"log_events is by day: noted {cursor.rowcount} ids that were missing in event_ids"]
+
+
+def _lacks_ids(cursor: Any) -> bool:
+    """Whether an id of a stored event is not noted, as far as the first and the last one of each partition show."""
+    cursor.execute(query("begun_days"))
+    for (place,) in cursor.fetchall():
+        cursor.execute(query("unnoted_id"), {"place": place})
+        if cursor.fetchone()[0] is not None:
+            return True
+    return False
 
 
 def _under_lock(cursor: Any, clock: Clock, change: Callable[[], Result]) -> Result:

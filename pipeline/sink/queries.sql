@@ -493,11 +493,12 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
   );
 
 -- name: retention_facts
--- Of a table that its user partitioned, each leaf needs the index.
+-- Of a table that its user partitioned, each leaf needs the index. Of one by day, no partition is opened or locked: there
+-- may be hundreds.
 WITH leaves AS (
     SELECT oid FROM pg_class WHERE oid = to_regclass('log_events') AND relkind = 'r'
     UNION
-    SELECT relid FROM pg_partition_tree(to_regclass('log_events')) WHERE isleaf
+    SELECT relid FROM pg_partition_tree(CASE WHEN NOT is_by_day() THEN to_regclass('log_events') END) WHERE isleaf
 ), found AS (
     SELECT
         EXISTS (
@@ -519,16 +520,30 @@ SELECT extract(epoch FROM clock_timestamp())::float8, event_days, letter_days,
        has_function_privilege('delete_expired_events(integer, timestamptz)', 'EXECUTE')
            AND has_function_privilege('delete_expired_dead_letters(integer)', 'EXECUTE'),
        has_stored_at, has_index OR by_day, is_small_and_own,
-       CASE WHEN has_index AND NOT by_day THEN
-           (SELECT extract(epoch FROM clock_timestamp() - min(stored_at))::float8 FROM log_events)
-       END,
-       id_days, by_day
+       NULL::float8, id_days, by_day, has_index AND NOT by_day -- see oldest_age
 FROM retention, found;
 
+-- name: oldest_age
+SELECT extract(epoch FROM clock_timestamp() - min(stored_at))::float8 FROM log_events;
+
 -- name: day_facts
-SELECT extract(epoch FROM clock_timestamp() - oldest)::float8, has_today, days_ahead, has_default_rows, unnoted,
+SELECT extract(epoch FROM clock_timestamp() - oldest)::float8, has_today, days_ahead, has_default_rows,
        to_regclass('event_ids_stored_at') IS NOT NULL
 FROM day_facts();
+
+-- name: begun_days
+-- The partitions in which events may be stored, the newest first.
+SELECT leaf::oid FROM day_bounds() WHERE begins IS NULL OR begins <= now() ORDER BY begins DESC NULLS FIRST;
+
+-- name: unnoted_id
+SELECT unnoted_id(%(place)s::oid);
+
+-- name: users_of_the_table
+-- The transactions that hold a lock on the whole table, and the time of PostgreSQL's clock.
+SELECT virtualtransaction, pid, extract(epoch FROM clock_timestamp())::float8
+FROM pg_locks
+WHERE locktype = 'relation' AND granted AND relation = to_regclass('log_events')
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
 
 -- name: delete_expired_events
 SELECT deleted, reached FROM delete_expired_events(%(rows_max)s, coalesce(%(since)s, '-infinity'::timestamptz));

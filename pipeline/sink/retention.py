@@ -1,15 +1,15 @@
-"""Retention in PostgreSQL: functions of the tables' owner delete what is expired (migrations 0012 to 0016)."""
+"""Retention in PostgreSQL: functions of the tables' owner delete what is expired (migrations 0012 to 0018)."""
 
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from pipeline.clock import Clock
-from pipeline.errors import SchemaError, SinkUnavailableError
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import SchemaError, SinkContentionError, SinkUnavailableError
 from pipeline.ports.retention import DayFacts, RetentionFacts
 from pipeline.sink.locks import take_lock
 from pipeline.sink.queries import query
-from pipeline.sink.session import Session
+from pipeline.sink.session import LockedError, Session
 from pipeline.sink.sqlstate import QUERY_CANCELED
 
 # An index on a table of this size is made in less than a tenth of a second, while drains wait.
@@ -18,22 +18,52 @@ _SMALL_BYTES: Final = 16 << 20
 _COUNT_MILLISECONDS_MAX: Final = 1000
 # Key of the advisory lock for making the index: any number, but the same in all versions.
 _LOCK_KEY: Final = 0x5105CE_0002
+# Between two searches for ids that are lost. Each opens every day, and ids are lost by a mistake of a person.
+_SEARCH_SECONDS: Final = 600.0
+# A transaction that has a lock on log_events for so long is no batch. A drop would wait for it in vain, and hold up
+# those who store meanwhile.
+_BATCH_SECONDS_MAX: Final = 3.0
 
 
 class PostgresRetention:
     """Retention over a connection that other stores may share."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: Clock | None = None) -> None:
         self._session = session
+        self._clock = clock or SystemClock()
         self._counts: dict[str, int | None] = {}  # of the day that is dropped next, by its partition
+        self._searched_at = float("-inf")  # monotonic
+        self._lacking: tuple[int, str] | None = None  # a partition, and an id that was missing there at the last look
+        self._users: dict[str, float] = {}  # transactions that have a lock on log_events, by PostgreSQL's time
 
     def facts(self) -> RetentionFacts:
-        *found, is_by_day = self._session.rows(query("retention_facts"), {"small_bytes": _SMALL_BYTES})[0]
+        *found, is_by_day, has_age = self._session.rows(query("retention_facts"), {"small_bytes": _SMALL_BYTES})[0]
         facts = RetentionFacts(*found)
+        if has_age:
+            facts = replace(facts, oldest_seconds=self._session.rows(query("oldest_age"))[0][0])
         if not is_by_day:
             return facts
-        oldest_seconds, *days = self._session.rows(query("day_facts"))[0]
-        return replace(facts, oldest_seconds=oldest_seconds, days=DayFacts(*days))
+        [(oldest, has_today, days_ahead, has_default_rows, has_id_index)] = self._session.rows(query("day_facts"))
+        days = DayFacts(has_today, days_ahead, has_default_rows, self._unnoted_id(), has_id_index)
+        return replace(facts, oldest_seconds=oldest, days=days)
+
+    def _unnoted_id(self) -> str | None:
+        """See DayFacts. What was found is looked up again each time; all partitions are searched now and then.
+
+        One statement for each partition: so no transaction has a lock on many.
+        """
+        if self._lacking is not None:
+            self._lacking = self._lacking_in(self._lacking[0])
+        if self._lacking is None and self._clock.monotonic() - self._searched_at >= _SEARCH_SECONDS:
+            places = [place for (place,) in self._session.rows(query("begun_days"))]
+            self._lacking = next(filter(None, map(self._lacking_in, places)), None)
+            if self._lacking is None:
+                self._searched_at = self._clock.monotonic()
+        return None if self._lacking is None else self._lacking[1]
+
+    def _lacking_in(self, place: int) -> tuple[int, str] | None:
+        [(found,)] = self._session.rows(query("unnoted_id"), {"place": place})
+        return None if found is None else (place, str(found))
 
     def make_days(self) -> int:
         if not self._session.rows(query("may_make_days"))[0][0]:
@@ -45,9 +75,26 @@ class PostgresRetention:
         if not found:
             return None
         leaf, begins, ends = found[0]
+        self._refuse_long_users()
         rows = self._count(leaf, begins, ends)
-        [(dropped,)] = self._session.rows(query("drop_expired_day"))
+        try:
+            [(dropped,)] = self._session.rows(query("drop_expired_day"))
+        except LockedError as error:
+            raise SinkContentionError(f"a day that expired can't be dropped: {error}") from error
         return None if dropped is None else (dropped, rows if dropped == leaf.rpartition(".")[2] else None)
+
+    def _refuse_long_users(self) -> None:
+        """Raise SinkUnavailableError if a transaction that is no batch has a lock on log_events."""
+        found = self._session.rows(query("users_of_the_table"))
+        since = {str(name): self._users.get(name, float(now)) for name, _, now in found}
+        self._users = since
+        long = sorted({int(pid) for name, pid, now in found if now - since[name] > _BATCH_SECONDS_MAX})
+        if long:
+            raise SinkUnavailableError(
+                "a day that expired can't be dropped: a transaction has had a lock on log_events for more than "
+                f"{_BATCH_SECONDS_MAX:g} s (pid {', '.join(map(str, long))}): it is tried again when that has ended",
+                is_a_row_possible=False,
+            )
 
     def _count(self, leaf: str, begins: str, ends: str) -> int | None:
         """The number of events of an expired day, in which nobody stores any more; None if it takes long to count."""

@@ -41,6 +41,7 @@ FUNCTIONS: Final = (
     "is_by_day()",
     "day_bounds()",
     "day_facts()",
+    "unnoted_id(oid)",
 )
 # Only a user of a table by day needs it, and `table_facts` checks it there.
 _UNCHECKED: Final = frozenset({"event_ids"})

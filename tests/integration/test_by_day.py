@@ -14,9 +14,10 @@ import pytest
 from checks.testbed.database import ask, fail_on_insert, stored_ids
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
+from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.control_store.memory_counters import MemoryCounters
-from pipeline.errors import FencedError, SinkMisconfiguredError, SinkUnavailableError
+from pipeline.errors import FencedError, SinkContentionError, SinkMisconfiguredError
 from pipeline.names import AlarmCode
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
@@ -264,10 +265,10 @@ def test_ids_that_a_crash_would_empty_are_refused(owner: Settings, url: str) -> 
         sink.probe()
 
 
-def test_ids_that_are_lost_are_reported_and_noted_again(
-    owner: Settings, retention: PostgresRetention, sink: PostgresSink, url: str
-) -> None:
+def test_ids_that_are_lost_are_reported_and_noted_again(owner: Settings, sink: PostgresSink, url: str) -> None:
     # Given a table of ids that somebody has emptied
+    clock = ManualClock()
+    retention = PostgresRetention(sink.session, clock)
     _store(sink, 0, 3)
     days = retention.facts().days
     assert days is not None
@@ -275,7 +276,8 @@ def test_ids_that_are_lost_are_reported_and_noted_again(
     ask(url, "TRUNCATE event_ids")
     # Then an event of this day is still stored once: its partition has an index of its own
     assert sink.store(LOG, 0, 3, batch(3, [record(1)]), before_commit=nothing) == StoreResult(repeated=1)
-    # And it is reported, and made good
+    # And it is reported, within minutes, and made good
+    clock.advance(601)
     days = retention.facts().days
     assert days is not None
     assert days.unnoted_id == "event-000002"
@@ -283,6 +285,10 @@ def test_ids_that_are_lost_are_reported_and_noted_again(
         "log_events is by day: noted 3 ids that were missing in event_ids"
     ]
     assert ask(url, "SELECT count(*) FROM event_ids") == [(3,)]
+    # And then it is not reported any more, at once
+    days = retention.facts().days
+    assert days is not None
+    assert days.unnoted_id is None
 
 
 # --- Days -----------------------------------------------------------------------------------------------------------
@@ -398,7 +404,7 @@ def test_a_day_that_is_read_is_not_dropped_and_nobody_waits_for_it(
     gone = _make_day(url, DAYS + 1)
     with contextlib.closing(psycopg2.connect(url)) as reader, reader.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM log_events")
-        with pytest.raises(SinkUnavailableError, match="lock"):
+        with pytest.raises(SinkContentionError, match="lock"):
             retention.drop_day()
         _store(sink, 0, 2)  # while the reader goes on
         reader.rollback()
