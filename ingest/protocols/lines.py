@@ -35,6 +35,7 @@ from pipeline.names import ProtocolName
 
 RECORDS_A_STEP: Final = 20
 FORM_FIELDS_MAX: Final = 1000
+QUERY_FIELDS_MAX: Final = 100
 PACKED_BYTES_MAX: Final = 1 << 20  # of a value of msgpack
 _EVENT_TIME_BYTES: Final = 4  # of its seconds, and of its nanoseconds
 LIST_KEY: Final = "logs"  # of pino-http-send and others: the object around an array
@@ -56,14 +57,14 @@ class LinesAccepted(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 def lines_codec(decoding: Decoding) -> Codec:
     """The codec of one process."""
 
-    async def batch_of(media_type: str, cloud_event: dict[str, Any], body: bytes) -> Batch:
-        builder = BatchBuilder(body, decoding.records_max)
-        steps = _steps(builder, media_type, cloud_event, body, decoding.received_ns)
+    async def batch_of(media_type: str, cloud_event: dict[str, Any], source: str, body: bytes) -> Batch:
+        builder = BatchBuilder(body, decoding.records_max, source)
+        steps = _steps(builder, media_type, cloud_event, source, decoding.received_ns)
         return await decoding.batch(builder, steps, partial(_accepted, builder))
 
     def decode(head: RequestHead) -> Decode:
         media_type = (head.headers.get("content-type") or "").partition(";")[0].strip().lower()
-        return partial(batch_of, media_type, _cloud_event(head.headers))
+        return partial(batch_of, media_type, _cloud_event(head.headers), _source(head.target))
 
     return Codec(ProtocolName.LINES, decoding.bytes_max, decoding.inflate, decode, _rejected)
 
@@ -82,10 +83,21 @@ def _cloud_event(headers: Headers) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None} if found["specversion"] else {}
 
 
+def _source(target: str) -> str:
+    """The source of the records that have none: the parameter `source` of the query; empty if it is missing."""
+    query = target.partition("?")[2]
+    if "source=" not in query:
+        return ""
+    with contextlib.suppress(ValueError):  # too many fields
+        return dict(parse_qsl(query, errors="replace", max_num_fields=QUERY_FIELDS_MAX)).get("source", "")
+    return ""
+
+
 def _steps(
-    builder: BatchBuilder, media_type: str, cloud_event: dict[str, Any], body: bytes, received_ns: int
+    builder: BatchBuilder, media_type: str, cloud_event: dict[str, Any], source: str, received_ns: int
 ) -> Generator[None, None, None]:
-    """Add the events of a body, some in each step."""
+    """Add the events of a body, some in each step. `source`: that of records without one."""
+    body = builder.body
     if "msgpack" not in media_type:
         body = yield from without_lone_surrogates(body)
     for count, record in enumerate(_records(builder, media_type, body), start=1):
@@ -96,7 +108,7 @@ def _steps(
             fields = {**cloud_event, "data": record}
         else:
             fields = record if isinstance(record, dict) else {"message": record}
-        mapped = event_of_json(fields, received_ns=received_ns)
+        mapped = event_of_json(fields, received_ns=received_ns, source=source)
         builder.add(mapped.event, key=mapped.key, has_time=mapped.has_time)
         if count % RECORDS_A_STEP == 0:
             yield

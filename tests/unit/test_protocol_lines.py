@@ -76,6 +76,27 @@ async def test_every_form_of_a_body_becomes_its_records(body: str, expected: lis
     assert messages(await batch_of(body.encode())) == expected
 
 
+async def test_the_query_names_the_source_of_records_that_have_none() -> None:
+    # Given a file of text and of JSON, one record of which has a source of its own
+    body = b'started\n{"msg":"a","time":1795678050979}\n{"msg":"b","service":"till"}'
+    for target, source in (("?source=shop", "shop"), ("?format=lines&source=my+shop", "my shop"), ("", "unknown")):
+        batch = await decoded(codec(), Sent(body, target=f"/api/logs/lines{target}"))
+        assert [event.source for event in batch.events] == [source, source, "till"]
+        assert batch.events[0].correlation_id == source
+    # Then the same body of another source has other events, and a repeat has the same
+    ids = [
+        (await decoded(codec(), Sent(body, target=f"/api/logs/lines?source={source}"))).events[1].event_id
+        for source in ("a", "a", "b")
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize("query", ["source", "source=", "sources=a", "source=%ff", "&".join(["source=a"] * 101)])
+async def test_a_query_without_a_source_or_with_one_that_can_not_be_read_refuses_nothing(query: str) -> None:
+    batch = await decoded(codec(), Sent(b"started", target=f"/api/logs/lines?{query}"))
+    assert [event.source for event in batch.events] == ["\ufffd" if "%" in query else "unknown"]
+
+
 async def test_objects_in_one_line_are_records_however_many_they_are() -> None:
     # Given a line that has more values than any record
     body = b"".join(b'{"message":"%d","a":1,"b":2}' % number for number in range(3000))
@@ -218,7 +239,7 @@ async def test_msgpack_values_without_a_record_are_bounded_and_take_steps() -> N
     with pytest.raises(BodyTooLargeError):
         await decoded(limited, Sent(many, {"content-type": "application/msgpack"}))
     # And others get their turn between them
-    steps = lines._steps(BatchBuilder(few * 20, 1000), "application/msgpack", {}, few * 20, 0)
+    steps = lines._steps(BatchBuilder(few * 20, 1000), "application/msgpack", {}, "", 0)
     assert sum(1 for _ in steps) >= 180 // lines.RECORDS_A_STEP
 
 
@@ -422,7 +443,7 @@ HOSTILE = {
 def test_no_body_takes_much_memory(name: str) -> None:
     body = HOSTILE[name]
     builder = BatchBuilder(body, 20_000)
-    steps = lines._steps(builder, "", {}, body, 1)
+    steps = lines._steps(builder, "", {}, "", 1)
     gc.collect()
     tracemalloc.start()
     try:
