@@ -68,8 +68,17 @@ def first_sight(page: str, document: Mapping[str, Any]) -> bytes:
 
 
 def _well(document: Mapping[str, Any]) -> str:
-    admitted, lag = _number(document["admitted"]), _number(document["consumerLag"])
-    return f"All is well: {admitted} events per second are admitted, {lag} events wait to be stored"
+    admitted, lag = document["admitted"], document["consumerLag"]
+    taken = f"{_events(admitted)} per second {'is' if _is_one(admitted) else 'are'} admitted"
+    return f"All is well: {taken}, {_events(lag)} {'waits' if _is_one(lag) else 'wait'} to be stored"
+
+
+def _events(count: float | None) -> str:
+    return f"{_number(count)} event{'' if _is_one(count) else 's'}"
+
+
+def _is_one(count: float | None) -> bool:
+    return count is not None and round(count) == 1
 
 
 def _answer(reason: Mapping[str, Any], runbooks_url: str, *, is_first: bool) -> str:

@@ -64,6 +64,7 @@ class Recorder:
         self._readers = readers
         self._on_log_read = on_log_read
         self._deltas = deltas
+        self._burst_seconds = settings.burst_seconds
         self._admission = admission
         self._follower = follower
         self._clock = clock
@@ -117,9 +118,12 @@ class Recorder:
         """The values that this process has without a call to a server."""
         now = self._clock.monotonic()
         control = self._follower.newest
+        rate, tokens = self._admission.rate(now), self._admission.tokens_seen(now)
+        # As in health: a lease adds to a full bucket, and more tokens than its capacity would confuse the reader.
+        capacity = max(1, int(rate * self._burst_seconds))
         sample: dict[str, Any] = {
-            "rate": round(self._admission.rate(now), 1),
-            "tokens": self._admission.tokens_seen(now),
+            "rate": round(rate, 1),
+            "tokens": None if tokens is None else min(tokens, capacity),
         }
         if control is not None and not self._follower.is_unavailable:
             sample |= _of_state(control.state)

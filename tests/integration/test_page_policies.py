@@ -95,3 +95,17 @@ def test_the_shadow_says_what_it_would_do_and_why(page: Page) -> None:
 )
 def test_seconds_have_a_digit_that_means_something(page: Page, value: float | None, text: str) -> None:
     assert page.evaluate("(value) => format.fine(value)", value) == text
+
+
+def test_the_marks_of_a_scale_are_what_they_say(page: Page) -> None:
+    # Given the marks of a scale from 0 to 1, and of larger ones
+    marks = [0, 0.25, 0.5, 0.75, 1, 1.25, 2.5, 50, 1_500, 25_000]
+    assert page.evaluate("(marks) => marks.map(format.short)", marks) == [
+        "0", "0.25", "0.5", "0.75", "1", "1.25", "2.5", "50", "1,500", "25k",
+    ]  # fmt: skip
+
+
+def test_a_low_rate_is_not_shown_as_0_and_one_event_is_no_plural(page: Page) -> None:
+    assert page.evaluate("[0, 0.42, 9.94, 12.3, null].map(format.rate)") == ["0", "0.4", "9.9", "12", "\u2013"]
+    counts = page.evaluate("[0, 1, 1200].map((count) => format.counted(count, 'event'))")
+    assert counts == ["0 events", "1 event", "1,200 events"]

@@ -188,12 +188,15 @@ def test_on_a_phone_only_the_partitions_with_the_most_events_have_bars(browser: 
     # Then eight of them are shown, and the events still begin within three screens
     shown = [one.split()[0] for one in seen.page.locator("#lags li:visible").all_inner_texts()]
     assert shown == [f"p{partition}" for partition in range(56, 64)]
-    assert seen.text("#lags-scale") == "A full bar is 10,000 events. These 8 of 64 partitions have the most events."
+    assert (
+        seen.text("#lags-scale")
+        == "p0 is partition 0. A full bar is 10,000 events. These 8 of 64 partitions have the most events."
+    )
     assert seen.page.evaluate(EVENTS_AT) <= 3
     # And a wide page has them all
     wide = Reading(browser, edge, **WIDE).show(inputs)
     assert wide.page.locator("#lags li:visible").count() == 64
-    assert wide.text("#lags-scale") == "A full bar is 10,000 events."
+    assert wide.text("#lags-scale") == "p0 is partition 0. A full bar is 10,000 events."
 
 
 EVENTS_AT = "(document.getElementById('events').getBoundingClientRect().top + scrollY) / innerHeight"
@@ -215,7 +218,7 @@ def test_partitions_have_bars_on_one_scale_that_is_named(browser: Browser, edge:
     assert seen.page.locator("#lags li b").all_inner_texts() == ["1,500", "600", "0"]
     widths = seen.page.evaluate("[...document.querySelectorAll('#lags i')].map((bar) => bar.style.width)")
     assert widths == ["75%", "30%", "0%"]
-    assert seen.text("#lags-scale") == "A full bar is 2,000 events."
+    assert seen.text("#lags-scale") == "p0 is partition 0. A full bar is 2,000 events."
 
 
 def test_few_events_do_not_fill_a_bar(browser: Browser, edge: RunningIngest) -> None:

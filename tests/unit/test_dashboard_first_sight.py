@@ -7,7 +7,7 @@ from pathlib import Path
 import ingest.dashboard
 from ingest.dashboard.first_sight import MARKERS, first_sight
 from ingest.dashboard.view import document_of
-from pipeline.health.snapshot import HealthInputs
+from pipeline.health.snapshot import HealthInputs, Traffic
 from pipeline.names import BreakerState, Mode
 from support.health import BREAKER, HEALTHY, OVERRIDE
 
@@ -61,6 +61,8 @@ def test_the_figures_are_in_the_page() -> None:
         "override": "50 /s",
     }  # fmt: skip
     assert text_of(page, "headline") == ("All is well: 800 events per second are admitted, 12 events wait to be stored")
+    one = seen(replace(HEALTHY, lag=1, traffic=Traffic(1.0, 0.0, 0.0, 0.0)))
+    assert text_of(one, "headline") == "All is well: 1 event per second is admitted, 1 event waits to be stored"
 
 
 def test_it_says_when_it_was_made_and_how_to_get_newer_figures() -> None:

@@ -55,3 +55,16 @@ def test_the_logs_identity_is_read_every_few_seconds_and_after_a_failure() -> No
     # Each read is told with whether all have answered
     assert answered == [True] * int(IDENTITY_SECONDS) + [False, False, True]
     recorder.close()
+
+
+def test_a_lease_beside_a_full_bucket_is_no_more_than_its_capacity() -> None:
+    # Given a full bucket of 200 tokens, and a lease of 6
+    admission: Any = SimpleNamespace(rate=lambda _: 200.0, tokens_seen=lambda _: 206)
+    none: Any = None
+    follower: Any = SimpleNamespace(newest=None)
+    recorder = Recorder(
+        none, deltas=none, admission=admission, follower=follower, settings=Settings(), clock=ManualClock(), loop=none
+    )
+    # Then the charts have what the card has
+    assert recorder._own_view() == {"rate": 200.0, "tokens": 200}
+    recorder.close()

@@ -260,7 +260,8 @@ const charts = (() => {
     const row = state.hovered === null ? null : shownRows().find((one) => one[0] === state.hovered);
     const isLevel = ["rate", "shadow", "lag", "tokens", "measure"].includes(line.column);
     const value = row ? row[at(line.column)] : isLevel ? latest(line.column) : lately(line.column);
-    return `${line.isFine ? format.fine(value) : format.number(value)} ${unit}`.trim();
+    const show = line.isFine ? format.fine : isLevel ? format.number : format.rate;
+    return `${show(value)} ${unit}`.trim();
   }
 
   function told(name) {

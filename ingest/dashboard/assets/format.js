@@ -14,7 +14,17 @@ const format = (() => {
     const size = Math.abs(value);
     if (size >= 1e6) return `${+(value / 1e6).toFixed(1)}M`;
     if (size >= 1e4) return `${+(value / 1e3).toFixed(1)}k`;
-    return size < 10 ? String(+value.toFixed(1)) : whole.format(value);
+    return size < 10 ? String(+value.toFixed(2)) : whole.format(value);
+  }
+
+  // A number with its noun, in the singular or the plural.
+  function counted(value, noun) {
+    return `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
+  }
+
+  // Per second: with one digit after the point below 10, where a whole number would often be 0.
+  function rate(value) {
+    return known(value) && Math.abs(value) < 9.95 ? fine(value) : number(value);
   }
 
   // The next of 1, 2 or 5 times a power of ten: the end of a scale that does not change with each value.
@@ -51,5 +61,5 @@ const format = (() => {
     return `${(seconds / 3600).toFixed(1)} h`;
   }
 
-  return { known, number, short, ceiling, fine, time, moment, age, duration };
+  return { known, number, counted, rate, short, ceiling, fine, time, moment, age, duration };
 })();

@@ -65,7 +65,7 @@ const live = (() => {
       return { box, said };
     };
     const [itself, look, run] = [row("By itself"), row("Look at"), row("Run")];
-    const [words, link] = [element("span"), element("a", "Runbook")];
+    const [words, link] = [element("span"), element("a", "Runbook", "runbook")];
     look.said.append(words, " ", link);
     const [code, button] = [element("code"), element("button", "Copy")];
     button.type = "button";
@@ -110,10 +110,11 @@ const live = (() => {
 
   function wellWords(status) {
     const admitted = status.admitted;
-    const taken = format.known(admitted) ? `${format.number(admitted)} events per second are admitted` : "events are admitted";
+    const whole = Math.round(admitted);
+    const taken = format.known(admitted) ? `${format.counted(whole, "event")} per second ${whole === 1 ? "is" : "are"} admitted` : "events are admitted";
     const measured = policies.measured(status.ratePolicy);
     const beside = measured && status.consumerLag ? ` (${policies.words(measured)})` : "";
-    return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} events wait to be stored`}${beside}`;
+    return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.counted(status.consumerLag, "event")} ${status.consumerLag === 1 ? "waits" : "wait"} to be stored`}${beside}`;
   }
 
   // The beginning of a reason, for a title: up to its first colon or semicolon, or to the second one if that is short. (A time
@@ -228,7 +229,7 @@ const live = (() => {
     const { number, duration } = format;
     const lag = status.consumerLag;
     const lags = Object.values(status.lagByPartition || {});
-    card("lag", number(lag), "events", lag === null ? "unknown" : policies.backlogWords(status.ratePolicy), levelOf(status, "behind", "lag_unknown"));
+    card("lag", number(lag), lag === 1 ? "event" : "events", lag === null ? "unknown" : policies.backlogWords(status.ratePolicy), levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "none while consumption is paused" : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
@@ -236,7 +237,7 @@ const live = (() => {
     const isCut = lags.length > NARROW_BARS_MAX;
     const largest = new Set(lags.map((value, partition) => [value, partition]).sort((a, b) => b[0] - a[0]).slice(0, NARROW_BARS_MAX).map((one) => one[1]));
     const cut = element("span", `These ${NARROW_BARS_MAX} of ${lags.length} partitions have the most events.`, "narrow");
-    byId("lags-scale").replaceChildren(...(lags.length ? [`A full bar is ${number(most)} events.`] : []), ...(isCut ? [" ", cut] : []));
+    byId("lags-scale").replaceChildren(...(lags.length ? [`p0 is partition 0. A full bar is ${number(most)} events.`] : []), ...(isCut ? [" ", cut] : []));
     byId("lags").replaceChildren(...lags.map((value, partition) => {
       const item = element("li", undefined, largest.has(partition) ? "" : "wide");
       const track = element("span", undefined, "bar");
