@@ -10,6 +10,8 @@ names of tasks and workers.
 
 import os
 import sys
+import time
+from logging import ERROR, getLogger  # the name `logging` is one of Flower's options
 
 from pipeline.errors import SettingsError
 from pipeline.settings import read_secret
@@ -41,3 +43,8 @@ natural_time = False  # the time of day, as in the logs
 inspect_timeout = 2_000.0  # milliseconds; a stopped worker delays each view by this time
 # Otherwise Flower asks all workers every 5 s to send events, which wakes each of them. Ours always do.
 enable_events = False
+
+# A system starts all programs together, so Flower first asks workers that do not answer yet, and would warn of each
+# question. It asks again when somebody looks.
+started = time.monotonic()
+getLogger("flower.inspector").addFilter(lambda one: one.levelno >= ERROR or time.monotonic() - started > 30)

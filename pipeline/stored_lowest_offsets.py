@@ -41,16 +41,17 @@ class StoredLowestOffsets:
         else:
             # A process that raised a lowest offset before the fence has already written the stored offset: wait for its
             # commit.
-            stored = {} if is_new else self._asked(lambda offsets: offsets.settled_offsets(log_id))
+            stored = {} if is_new else _asked(self._open_offsets(), lambda offsets: offsets.settled_offsets(log_id))
             self._fence.seed(log_id, mirror.life, stored)
         partitions = mirror.lowest_offsets.keys() | stored.keys()
         return {p: max(mirror.lowest_offsets.get(p, 0), stored.get(p, 0)) for p in partitions}
 
     def _asked_briefly(self, log_id: str) -> dict[int, int]:
         """The stored offsets; empty if the store does not answer at once."""
+        offsets = self._open_offsets()  # not within the time: it imports the client at the first call of a process
         executor = ThreadPoolExecutor(1, thread_name_prefix="stored-lowest-offsets")
         try:
-            asked = executor.submit(self._asked, lambda offsets: offsets.stored_offsets(log_id))
+            asked = executor.submit(_asked, offsets, lambda offsets: offsets.stored_offsets(log_id))
             return asked.result(_BRIEF_SECONDS)
         except (RecoverableError, TimeoutError) as error:
             _logger.warning(
@@ -62,6 +63,7 @@ class StoredLowestOffsets:
         finally:
             executor.shutdown(wait=False)
 
-    def _asked(self, ask: Callable[[OffsetStore], dict[int, int]]) -> dict[int, int]:
-        with contextlib.closing(self._open_offsets()) as offsets:
-            return ask(offsets)
+
+def _asked(offsets: OffsetStore, ask: Callable[[OffsetStore], dict[int, int]]) -> dict[int, int]:
+    with contextlib.closing(offsets):
+        return ask(offsets)

@@ -36,6 +36,7 @@ KAFKA_LIBS: Final = local_folder(os.environ) / f"kafka-{KAFKA_VERSION}"
 DATABASE: Final = "sluice"
 LOOPBACK: Final = "127.0.0.1"
 _PADDING_READ_BYTES: Final = 1 << 20
+_STATUS_LINE: Final = 7  # of postmaster.pid, from 0: starting, stopping, ready or standby
 _ORPHANS_SECONDS_MAX: Final = 10.0
 _STOPPED: Final = frozenset("TtZX")  # states of a thread in /proc: stopped, traced, or at its end
 
@@ -457,6 +458,8 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
     admin_url = f"postgresql://sluice@{LOOPBACK}:{port}/postgres"
 
     def is_ready() -> bool:
+        if not _says_ready(data):
+            return False  # each connection would be a FATAL line in its log
         try:
             with contextlib.closing(psycopg2.connect(admin_url, connect_timeout=2)) as connection:
                 connection.autocommit = True
@@ -480,6 +483,15 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
         signal.SIGINT,
         repair=lambda: _remove_stale_lock(data),
     )
+
+
+def _says_ready(data: Path) -> bool:
+    """Whether PostgreSQL accepts connections, by the status in its lock file, as pg_ctl reads it."""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return False
+    return len(lines) > _STATUS_LINE and lines[_STATUS_LINE].strip() in ("ready", "standby")
 
 
 def _remove_stale_lock(data: Path) -> list[str]:

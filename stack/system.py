@@ -488,7 +488,8 @@ class System(SystemFolder):
         path = self.logs / f"{name}.log"
         if not path.exists():
             return "(no log)"
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        last = "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return last or "(nothing yet: if this machine is very busy, try again once it is less so)"
 
 
 def _settings_given() -> dict[str, str]:

@@ -206,4 +206,4 @@ class PauseStep(bootsteps.StartStopStep):
             _logger.warning("consumption paused", extra={"action": "pause"})
         elif not follower.paused and not consuming:
             consumer.add_task_queue(Queue.BATCHES.value)
-            _logger.warning("consumption running", extra={"action": "resume"})
+            _logger.info("consumption running", extra={"action": "resume"})

@@ -113,6 +113,18 @@ def test_postgresql_starts_where_another_process_has_the_number_of_the_one_that_
             other.kill()
 
 
+def test_a_postgresql_that_starts_is_not_asked(cluster: Server, tmp_path: Path) -> None:
+    # Given the lock file of a PostgreSQL that accepts no connections yet: each would be a FATAL line in its log
+    pid_file = tmp_path / "postgres" / "postmaster.pid"
+    ready = pid_file.read_text()
+    assert cluster.is_ready()
+    for status in ("starting", "stopping"):
+        pid_file.write_text(ready.replace("ready   ", f"{status:<8}"))
+        assert not cluster.is_ready()
+    pid_file.write_text(ready)
+    assert cluster.is_ready()
+
+
 def test_a_server_that_was_killed_has_no_process_left(cluster: Server) -> None:
     # Given a PostgreSQL with sessions that have much memory to give back
     with contextlib.ExitStack() as sessions:

@@ -1,5 +1,6 @@
 """Loops that must not end."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -166,8 +167,9 @@ def test_a_worker_follows_the_pauses_again_after_whatever_error(worker: _Worker)
     step.shutdown(worker)
 
 
-def test_a_change_of_the_pauses_wakes_the_workers_event_loop(worker: _Worker) -> None:
+def test_a_change_of_the_pauses_wakes_the_workers_event_loop(worker: _Worker, caplog: pytest.LogCaptureFixture) -> None:
     # Given a worker whose timer does not tick
+    caplog.set_level(logging.INFO, "tasks.pause")
     step = PauseStep(worker)
     step.start(worker)
     # When a pause is lifted or begins, then the loop compares at once; no other state wakes it
@@ -181,6 +183,8 @@ def test_a_change_of_the_pauses_wakes_the_workers_event_loop(worker: _Worker) ->
         worker.woken.clear()
         compare(*arguments)
         assert worker.consumes is not is_paused
+        # (only the pause is a warning: each normal start begins with the other)
+        assert caplog.records[-1].levelname == ("WARNING" if is_paused else "INFO")
     worker.store.pause(PauseReason.POISON, actor="drain", why="a batch", partition=1)
     worker.events.record(ControlEventKind.STATE_RESTORED, actor="controller", why="", data={})
     seen = worker.store.reads

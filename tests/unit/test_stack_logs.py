@@ -105,4 +105,6 @@ def test_a_log_that_is_missing_is_told(home: Path) -> None:
 def test_the_end_of_a_log_in_an_error_has_no_control_characters(home: Path) -> None:
     system = System(StackConfig.from_environ("redis", {"SLUICE_HOME": str(home)}))
     (home / "logs" / "postgres.log").write_bytes(b"one \x1b[2J\ntwo\x9b\n")
+    (system.logs / "beat.log").write_text("")
+    assert system.tail("beat").startswith("(nothing yet: if this machine is very busy")
     assert str(ServerError(f"postgres ends:\n{system.tail('postgres')}")) == "postgres ends:\none \\x1b[2J\ntwo\ufffd"

@@ -35,6 +35,18 @@ def test_a_slow_postgresql_is_named_in_the_log(fence: Mock, caplog: pytest.LogCa
     assert "(no answer within 0.3 s)" in caplog.text
 
 
+def test_to_import_the_client_takes_none_of_the_time_of_the_answer(fence: Mock) -> None:
+    opened_by: list[threading.Thread] = []
+
+    def open_offsets() -> Mock:
+        opened_by.append(threading.current_thread())
+        return Mock(**{"stored_offsets.return_value": {0: 7}})
+
+    assert StoredLowestOffsets(fence, open_offsets)("log", "incarnation") == {0: 7}
+    # Only what another thread does has a time limit
+    assert opened_by == [threading.current_thread()]
+
+
 def test_a_failing_postgresql_is_named_in_the_log(fence: Mock, caplog: pytest.LogCaptureFixture) -> None:
     failing = Mock(**{"stored_offsets.side_effect": SinkUnavailableError("connection refused")})
     assert StoredLowestOffsets(fence, lambda: failing)("log", "incarnation") == {0: 5}
