@@ -33,7 +33,7 @@ from pipeline.refusals_text import refusals_line
 from pipeline.retention import prepare
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
-from pipeline.text import on_its_lines
+from pipeline.text import counted, on_its_lines
 
 _EXIT_UNKNOWN: Final = 3
 _EXITS: Final = {Health.HEALTHY: 0, Health.DEGRADED: 1, Health.CRITICAL: 2, Health.UNKNOWN: _EXIT_UNKNOWN}
@@ -145,7 +145,7 @@ def _figure_blocks(status: SystemStatus, width: int) -> Iterator[_Block]:
     spoke = "unknown" if known.controller_age is None else f"last spoke {known.controller_age:.0f} s ago"
     left = "" if not known.lag or known.seconds_to_empty is None else f", empty in {duration(known.seconds_to_empty)}"
     rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
-    lag = _measured(known.lag, "events", policy, MEASURE_LAG)
+    lag = _measured(known.lag, "event" if known.lag == 1 else "events", policy, MEASURE_LAG)
     yield _Block(_FIGURE, _wrapped("offered      ", _traffic(known), width))
     yield _Block(_DETAIL, [*_levels(known), *_protocols(known), *_refused(status, width)])
     yield _Block(_FIGURE, _wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width))
@@ -203,9 +203,11 @@ def _levels(known: HealthInputs) -> Iterator[str]:
 
 
 def _protocols(known: HealthInputs) -> Iterator[str]:
-    """A line for each protocol that was used, if another than Sluice's own was."""
+    """A line for each protocol that is used now, if another than Sluice's own was."""
     if known.traffic is not None:
         for name, one in known.traffic.protocols.items():
+            if not (one.accepted or one.refused or one.rejected):
+                continue
             rejected = f", rejected {one.rejected:,.0f}" if one.rejected else ""
             offered = _number(one.accepted + one.refused, "events/s")
             yield f"  {name.value:<10} {offered}, refused {one.refused:,.0f}{rejected}"
@@ -218,10 +220,13 @@ def _refused(status: SystemStatus, width: int) -> Iterator[str]:
 
 
 def _consumption(known: HealthInputs) -> str:
-    held = ", ".join(pause_text(pause.name, pause.partition) for pause in known.pauses or ())
-    if not held:
+    pauses = known.pauses or ()
+    if not pauses:
         return known.consumption
-    return f"paused ({held})" if known.consumption == "paused" else f"{known.consumption}, but for {held}"
+    if known.consumption == "paused":
+        return f"paused ({', '.join(pause_text(pause.name, pause.partition) for pause in pauses)})"
+    of_partitions = (f"partition {pause.partition} ({pause_text(pause.name, None)})" for pause in pauses)
+    return f"{known.consumption}; paused: {', '.join(of_partitions)}"
 
 
 def _dead_letters(status: SystemStatus) -> str:
@@ -229,7 +234,8 @@ def _dead_letters(status: SystemStatus) -> str:
         return "not asked for while the breaker is open"
     if status.dead_letters:
         conflicts = status.dead_letter_conflicts
-        held = f", of them {conflicts:,} conflicts (an eventId that is stored with other content)" if conflicts else ""
+        words = f"{counted(conflicts or 0, 'conflict')} (an eventId that is stored with other content)"
+        held = f", of them {words}" if conflicts else ""
         return (
             f"{status.dead_letters:,}{held}; the table dead_letters says why; `celery -A tasks.app control "
             "replay_dead_letters --dry-run` says how many can be stored now"

@@ -67,7 +67,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
     ends = f"it ends only by {celery} control resume_consumption`"
     match reason:
         case PauseReason.OPERATOR:
-            return f"an operator paused it on purpose: talk to that operator; {ends}"
+            return f"whether the pause is still wanted: ask the operator who paused; {ends}"
         case PauseReason.POISON if partition is not None:
             return (
                 f"{celery} inspect poison {partition}` shows the records and errors. Often it is the schema: correct "

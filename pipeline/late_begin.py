@@ -9,6 +9,7 @@ from pipeline.names import AlarmCode, ControlEventKind, Severity, SinkName
 from pipeline.ports.control import Alarm, ControlEvent, ControlEvents, ControlState
 from pipeline.ports.log import LOST_SHOWN_SECONDS, PartitionPosition
 from pipeline.settings import Settings
+from pipeline.text import counted
 from pipeline.urls import place_of
 
 _EVENTS_SEARCHED: Final = 1000  # control events: as many as are kept
@@ -43,13 +44,13 @@ def late_begin_words(settings: Settings, late: Iterable[LateBegin]) -> str:
     if stored:
         setting, other = ("EVENT_SINK_URL", "folder") if name is SinkName.ARCHIVE else ("DATABASE_URL", "database")
         words.append(
-            f"{what} has none of the {stored:,} records of this event log that were stored before: "
+            f"{what} does not have the {counted(stored, 'record')} of this event log that drains stored before: "
             f"{setting} probably names another {other} than then"
         )
     if deleted:
         words.append(
-            f"{deleted:,} records are neither in the event log nor in {what}: the log lost them before they were "
-            "stored (deleted, or expired), or forgot that they were stored elsewhere"
+            f"neither the event log nor {what} has the first {counted(deleted, 'record')}: the log lost them before "
+            "they were stored (deleted, or expired), or forgot that they were stored elsewhere"
         )
     return sentence("; ".join(words))
 

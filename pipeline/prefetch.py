@@ -12,6 +12,7 @@ from pipeline.errors import LogGapError, RecoverableError
 from pipeline.ports.event_sink import Encoded
 from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings
+from pipeline.text import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -234,10 +235,12 @@ def _check_hole(partition: int, offset: int, batch: LogBatch) -> None:
     if batch.offset == offset:
         return
     if batch.gap_from is None or not batch.gap_from <= offset <= batch.offset:
-        raise LogGapError(
-            f"partition {partition}: the next record to store has offset {offset}, "
-            f"and the event log goes on with {batch.offset}"
-        )
+        if batch.offset < offset:
+            found = f"returns a record at offset {batch.offset}, and {offset} is the next to be stored"
+        else:
+            records = counted(batch.offset - offset, "record")
+            found = f"has lost {records} not yet stored, at offsets {offset} to {batch.offset - 1}"
+        raise LogGapError(f"partition {partition}: the event log {found}")
     _logger.warning(
         "partition %d: the event log came back without its tail: offsets %d to %d hold nothing",
         partition,

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -92,7 +92,20 @@ def examine(checks: Sequence[Check], scene: Scene, *, seconds_max: float, clock:
             thread.join(max(0.0, deadline - clock.monotonic()))
     finally:
         root.removeHandler(warnings)
-    return [finding for check in checks for finding in found.get(check.name, [_silent(check, seconds_max)])]
+    return _once([finding for check in checks for finding in found.get(check.name, [_silent(check, seconds_max)])])
+
+
+def _once(findings: list[Finding]) -> list[Finding]:
+    """An error of a server that several checks ask: only the line of the server has its text."""
+    said = {finding.what: finding.name for finding in findings if finding.state is State.WRONG}
+    return [_without(finding, said) if finding.state is State.UNKNOWN else finding for finding in findings]
+
+
+def _without(finding: Finding, said: Mapping[str, str]) -> Finding:
+    for what, name in said.items():
+        if finding.what.endswith(f": {what}"):
+            return replace(finding, what=f"{finding.what.removesuffix(what)}see {name}")
+    return finding
 
 
 def _silent(check: Check, seconds_max: float) -> Finding:

@@ -28,6 +28,7 @@ from pipeline.ports.control import (
     paused,
 )
 from pipeline.settings import ACCOUNT_FIGURE_MIN, ACCOUNT_RATE_MAX, ACCOUNT_WEIGHT_MAX, Settings
+from pipeline.text import counted
 from tasks.context import WorkerContext
 from tasks.pausing import keep_pause, pause_until_resumed
 from tasks.stopped import stops_again
@@ -185,7 +186,7 @@ def _bands_dry_run(state: ControlState, policy: BandPolicy) -> str:
     if state.rate is None or state.rate.lag is None:
         return f"{words} The lag is unknown."
     rate, mode = policy.rate_of(state.rate.lag)
-    lag = f"{state.rate.lag:,} events"
+    lag = counted(state.rate.lag, "event")
     return f"{words} At the present lag of {lag} that is {rate_text(rate)} ({mode.value}){_rate_now(state)}."
 
 

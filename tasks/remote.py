@@ -27,6 +27,7 @@ from pipeline.ports.control import paused
 from pipeline.refusals_text import refusals_text, throttle_document
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
+from pipeline.text import counted
 from tasks import commands, key_commands, stopped
 from tasks.context import WorkerContext
 from tasks.keys import protocols_of
@@ -179,9 +180,9 @@ def _lag(status: SystemStatus) -> Reply:
     document = {name: known[name] for name in ("consumerLag", "lagByPartition", "drainRate", "secondsToEmpty")}
     if lags is None:
         return {"ok": "The lag is unknown: the event log does not answer.", "document": document}
-    lines = [f"partition {partition}: {lag:,} events" for partition, lag in sorted(lags.items())]
+    lines = [f"partition {partition}: {counted(lag, 'event')}" for partition, lag in sorted(lags.items())]
     stored = "unknown" if pace is None else rate_text(pace)
-    lines.append(f"together: {sum(lags.values()):,} events, stored: {stored}{_until_empty(status.inputs)}")
+    lines.append(f"together: {counted(sum(lags.values()), 'event')}, stored: {stored}{_until_empty(status.inputs)}")
     return {"ok": "\n".join(lines), "document": document}
 
 

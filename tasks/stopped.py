@@ -15,6 +15,7 @@ from pipeline.ports.event_sink import EventSink
 from pipeline.ports.log import PartitionPosition
 from pipeline.ports.storage import Storage
 from pipeline.stopped import DoesNotFitError, Hole, Poisoned, StoppedContext, accept_poison, look, skip_gap
+from pipeline.text import counted
 from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def show_gap(context: WorkerContext, partition: int) -> tuple[str, dict[str, Any
         "nextRecord": None if place.next_record is None else _shown(place.next_record),
     }
     stored = "nothing is stored yet" if place.stored is None else f"stored up to offset {place.stored}"
-    lines = [f"partition {partition}: {stored}; the event log holds {log.begin} to {log.end}"]
+    held = f"holds offsets {log.begin} to {log.end - 1}" if log.end > log.begin else f"is empty, and ends at {log.end}"
+    lines = [f"partition {partition}: {stored}; the event log {held}"]
     if hole is None:
         lines.append("no gap: the log holds the next record to store")
     else:
@@ -99,7 +101,7 @@ def skip(context: WorkerContext, actor: str, partition: int, hole: Hole, why: st
     first, end = hole.first, hole.end
     goes_on = skip_gap(_stopped_context(context, context.sink), partition, hole, dry_run=dry_run)
     what = (
-        f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an acknowledged "
+        f"offsets {first} to {end - 1} are given up: {counted(end - first, 'record')}, each perhaps an acknowledged "
         "event that no table has"
         if end > first
         else f"the log lost its tail, which ended at {first}, and accepts events again; no event is stored twice"
@@ -133,8 +135,8 @@ def accept(context: WorkerContext, actor: str, partition: int, why: str, *, dry_
             count()
     records = end - first
     what = (
-        f"offsets {first} to {end - 1}, {records:,} records: {len(letters):,} dead letters{_reasons(letters)}, "
-        f"{records - len(letters):,} stored, or stored before"
+        f"offsets {first} to {end - 1}, {counted(records, 'record')}: {counted(len(letters), 'dead letter')}"
+        f"{_reasons(letters)}, {records - len(letters):,} stored, or stored before"
     )
     if result is None:
         return f"{_DRY}The result for partition {partition} would be: {what}."
@@ -212,7 +214,7 @@ def _stopped_context(context: WorkerContext, sink: EventSink[Any]) -> StoppedCon
 def _hole_words(hole: Hole) -> str:
     if hole.end > hole.first:
         count = hole.end - hole.first
-        return f"offsets {hole.first} to {hole.end - 1} are missing: {count:,} records that were never stored"
+        return f"offsets {hole.first} to {hole.end - 1} are missing: {counted(count, 'record')} that were never stored"
     if hole.is_refilled:
         return (
             f"the event log holds another record at offset {hole.end} than the one that was stored from there: it lost "

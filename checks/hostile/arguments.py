@@ -43,7 +43,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="./hostile.sh",
-        description="Start Sluice on servers of its own in a temporary folder, send it hostile input of every kind, "
+        description="Start Sluice on servers of its own in a temporary folder, send it hostile input of every kind,\n"
         "and judge it: no 5xx but 503, no growth of memory, no process that ends, no wrong answer.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

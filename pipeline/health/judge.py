@@ -14,6 +14,7 @@ from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text,
 from pipeline.health.responses import (
     CLEAR_RATE,
     DOCTOR,
+    by_itself_of_pause,
     command_of_alarm,
     command_of_pause,
     response_to,
@@ -254,9 +255,13 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
     if any(alarm.code == AlarmCode.DATABASE_REFUSED for alarm in inputs.alarms):
         # The breaker may have opened for another reason.
         look_at = f"why {inputs.sink} is refused: the breaker only follows from that"
-    others = [pause_text(p.name, p.partition) for p in inputs.pauses or () if p.reason is not PauseReason.BREAKER]
-    stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
-    then = stays if others else "all resumes by itself"
+    left = [pause for pause in inputs.pauses or () if pause.reason is not PauseReason.BREAKER]
+    others = [pause_text(pause.name, pause.partition) for pause in left]
+    then = "all resumes by itself"
+    if any(pause.partition is None for pause in left):
+        then = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
+    elif left:
+        then += f", except what else is paused ({', '.join(others)})"
     yield Problem(
         ProblemCode.BREAKER_OPEN,
         Severity.CRITICAL,
@@ -288,6 +293,7 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
                 "but not stored",
                 pause_advice(pause.reason, pause.partition),
                 command_of_pause(pause.reason, pause.partition),
+                own_by_itself=by_itself_of_pause(pause.reason),
             )
 
 

@@ -130,6 +130,13 @@ def response_where_named(code: str) -> Response:
     return _WHERE_NAMED.get(code, response_to(code))
 
 
+def by_itself_of_pause(reason: PauseReason) -> str:
+    """What the system does about a pause by itself; empty: what the problem `paused` says."""
+    if reason is not PauseReason.LOG_GAP:
+        return ""
+    return "Nothing: only an operator ends this pause, since records are missing. Later events wait in the event log."
+
+
 def command_of_pause(reason: PauseReason, partition: int | None) -> str:
     """The first command for a pause that an operator must end; empty for a reason of a newer version."""
     if reason is PauseReason.OPERATOR:

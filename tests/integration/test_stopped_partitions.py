@@ -246,7 +246,7 @@ def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(r
     assert told.data == {
         "partition": "0", "first": "0", "end": "4", "committed": "0", "log_id": log_id, "place": place,
     }  # fmt: skip
-    assert f"4 records are neither in the event log nor in PostgreSQL ({place})" in told.why
+    assert f"Neither the event log nor PostgreSQL ({place}) has the first 4 records" in told.why
     rig.append(10, 12)
     rig.drain()
     assert [event.kind for event in rig.context.events.last(9)].count(ControlEventKind.BEGAN_LATE) == 1

@@ -183,16 +183,30 @@ def test_access(tmp_path: Path) -> None:
     assert "none.pem" in found.what
 
 
+def test_the_error_of_a_server_is_said_once() -> None:
+    def fail(_: Scene) -> Iterable[Finding]:
+        raise SinkUnavailableError("no connection to PostgreSQL: refused")
+
+    checks = [Check("PostgreSQL", fail, "start it"), Check("schema", fail), Check("clocks", lambda _: [])]
+    first, second = examine(checks, Scene(Settings(), {}, SystemClock()), seconds_max=60)
+    assert first.what == "no connection to PostgreSQL: refused"
+    assert (second.state, second.what) == (State.UNKNOWN, "not checked: see PostgreSQL")
+
+
 def test_stored() -> None:
     def found(stored: dict[int, int], *positions: PartitionPosition) -> Finding:
         return examinations.stored_finding(Settings(), "a.2", positions, stored)
 
     assert is_fine([found({0: 5}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 0, 0, None))], "all of the event")
     assert is_fine([found({0: 4}, PartitionPosition(0, 4, 5, 4))], "all of the event log but 1 event")
+    # And records that the log has lost before they were stored are named
+    lost = found({0: 3}, PartitionPosition(0, 5, 9, 3))
+    assert (lost.state, lost.what) == (State.WRONG, "the event log has lost 2 records not yet stored")
+    assert lost.do == "celery -A tasks.app inspect gap 0"
     # And a database that has nothing of what the log says was stored is probably the wrong one
     wrong = found({}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 2, 2, 2))
     assert wrong.state is State.WRONG
-    assert "has none of the 7 records of this event log that were stored before" in wrong.what
+    assert "does not have the 7 records of this event log that drains stored before" in wrong.what
     assert wrong.do.startswith("DATABASE_URL: if it is wrong, set it back")
 
 

@@ -114,6 +114,15 @@ def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
     assert "all resumes by itself" in judge(opened).problems[0].look_at
     beneath = judge(replace(opened, pauses=(BREAKER, BY_HAND))).problems[0].look_at
     assert "the breaker closes by itself, but consumption stays paused (operator)" in beneath
+    partly = judge(replace(opened, pauses=(BREAKER, GAP))).problems[0].look_at
+    assert "all resumes by itself, except what else is paused (log gap of partition 3)" in partly
+
+
+def test_a_pause_for_records_that_are_missing_does_not_say_that_none_is_lost() -> None:
+    gap, by_hand = (judge(replace(HEALTHY, pauses=(pause,))).problems[0] for pause in (GAP, BY_HAND))
+    assert "none is lost" not in gap.by_itself
+    assert "since records are missing" in gap.by_itself
+    assert "Accepted events wait in the event log, and none is lost." in by_hand.by_itself
 
 
 def test_a_refused_database_is_the_cause_and_an_open_breaker_its_effect() -> None:

@@ -550,7 +550,7 @@ def test_a_database_without_what_was_stored_before_is_named_before_the_next_even
         system.tick()
         (alarm,) = system.rate().alarms
         assert (alarm.code, alarm.severity) == (AlarmCode.BEGAN_LATE, Severity.DEGRADED)
-        assert "has none of the 120 records of this event log that were stored before" in alarm.what
+        assert "does not have the 120 records of this event log that drains stored before" in alarm.what
         assert "DATABASE_URL probably names another database than then" in alarm.what
         assert alarm.look_at.startswith("DATABASE_URL: if it is wrong, set it back")
     assert system.events(ControlEventKind.BEGAN_LATE) == 0
@@ -576,7 +576,7 @@ def test_a_late_begin_that_a_drain_has_recorded_is_shown_for_an_hour(system: Sys
         system.late_begins = late_begins
         system.tick()
         (alarm,) = system.rate().alarms
-        assert "none of the 100 records" in alarm.what
+        assert "does not have the 100 records" in alarm.what
     # And no more after an hour
     system.tick(after=3600)
     assert system.rate().alarms == ()
@@ -601,7 +601,8 @@ def test_records_that_the_log_lost_before_anything_was_stored_are_named_before_t
         system.tick()
         (alarm,) = system.rate().alarms
         assert (alarm.code, alarm.severity) == (AlarmCode.BEGAN_LATE, Severity.DEGRADED)
-        assert alarm.what.startswith("30 records are neither in the event log nor in PostgreSQL")
+        assert alarm.what.startswith("Neither the event log nor PostgreSQL")
+        assert "has the first 30 records" in alarm.what
         assert alarm.look_at.startswith("who deletes from the event log")
     assert system.events(ControlEventKind.BEGAN_LATE) == 1
     system.tick(after=3600)

@@ -88,6 +88,28 @@ def test_protocols_are_shown_if_others_are_used() -> None:
     assert inputs_document(without, judge(HEALTHY))["protocols"] is None
 
 
+def test_a_protocol_that_nobody_uses_now_has_no_line() -> None:
+    protocols = {name: ProtocolTraffic(0.0, 0.0, 0.0) for name in (ProtocolName.EVENTS, ProtocolName.LINES)}
+    traffic = Traffic(0.0, 0.0, 0.0, 0.0, protocols=protocols | {ProtocolName.GELF: ProtocolTraffic(0.0, 0.0, 2.0)})
+    lines = screen(replace(HEALTHY, traffic=traffic)).splitlines()
+    assert [line for line in lines if line.startswith(("  events", "  lines", "  gelf"))] == [
+        "  gelf       0 events/s, refused 0, rejected 2"
+    ]
+
+
+def test_partitions_that_are_paused_are_named() -> None:
+    gap = Pause(PauseReason.LOG_GAP, 5, NOW - 10, "worker/2", "a hole", partition=3)
+    assert "\nbreaker      closed; consumption running; paused: partition 3 (log gap)\n" in screen(
+        replace(HEALTHY, pauses=(gap,))
+    )
+
+
+def test_one_event_is_no_plural() -> None:
+    assert "\nlag          1 event [" in screen(replace(HEALTHY, lag=1))
+    assert "\nlag          2 events [" in screen(replace(HEALTHY, lag=2))
+    assert "of them 1 conflict (an eventId" in screen(HEALTHY, 300, dead_letters=7, dead_letter_conflicts=1)
+
+
 def test_conflicts_are_told_apart_from_other_dead_letters() -> None:
     text = screen(HEALTHY, 300, dead_letters=7, dead_letter_conflicts=2)
     assert "dead letters 7, of them 2 conflicts (an eventId that is stored with other content)" in text
