@@ -380,7 +380,7 @@ def test_an_undeclared_hole_ends_the_run(rig: Rig) -> None:
     report = rig.drain()
     assert report.outcome is DrainOutcome.LOG_GAP
     assert report.error is not None
-    assert "offset 3" in report.error
+    assert "lost 4 records not yet stored, at offsets 3 to 6" in report.error
     assert "with 7" in report.error
     assert rig.stored_numbers() == [0, 1, 2]
     assert report.next_offset == 3
