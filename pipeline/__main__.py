@@ -31,7 +31,7 @@ from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
 from pipeline.ports.schema import Schema
 from pipeline.refusals_text import refusals_line
 from pipeline.retention import prepare
-from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
+from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask, system_that_was_stopped
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.text import counted, on_its_lines
 
@@ -384,9 +384,9 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
     if problem is not None:
         sys.stderr.write(f"status: {problem}\n")
         return _EXIT_UNKNOWN
-    ignored = ignore_variables_of_others()
-    if ignored is not None:
-        sys.stderr.write(f"status: {ignored}\n")
+    for words in (system_that_was_stopped(), ignore_variables_of_others()):
+        if words is not None:
+            sys.stderr.write(f"status: {words}\n")
     try:
         settings = Settings.for_commands()
     except SettingsError as error:

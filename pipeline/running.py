@@ -99,3 +99,17 @@ def nothing_to_ask(environ: Mapping[str, str]) -> str | None:
         f"no system runs in {home_of(environ)}, and none of {', '.join(URLS)} is set: {how_to('up')} starts one, or "
         "set them"
     )
+
+
+def stopped_system(environ: Mapping[str, str]) -> str | None:
+    """The system whose addresses this shell has, in one line, if it does not run; None if it runs, or there is none."""
+    home = Path(environ.get(SYSTEM_VARIABLE, ""))
+    if not environ.get(SYSTEM_VARIABLE) or supervisor_pid(home) is not None:
+        return None
+    try:
+        urls = json.loads((home / "running.json").read_text())["urls"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if any(environ.get(name) != urls.get(name) for name in URLS):
+        return None
+    return f"the system in {home}, whose addresses this shell has, does not run: {how_to('up')} starts it"

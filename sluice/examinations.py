@@ -28,7 +28,7 @@ from pipeline.health.runbooks import runbook_place
 from pipeline.late_begin import begin_late, late_begin_advice, late_begin_words
 from pipeline.names import AlarmCode
 from pipeline.ports.log import PartitionPosition
-from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to
+from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to, stopped_system
 from pipeline.secrets import url_problem
 from pipeline.settings import Settings
 from pipeline.sink.server_check import FSYNC_OFF
@@ -161,6 +161,9 @@ def disk_finding(path: str, free_bytes: int, bytes_all: int) -> Finding:
 
 def programs(scene: Scene) -> Iterator[Finding]:
     """Whether the programs of a system on this machine run."""
+    if stopped := stopped_system(scene.environ):
+        yield Finding("programs", State.WRONG, stopped)
+        return
     try:
         from stack.system import SystemFolder  # noqa: PLC0415 - an image is without it, and without its packages
     except ModuleNotFoundError:

@@ -13,7 +13,7 @@ from pipeline.settings.accounts import (
     figures_of,
     networks_of,
 )
-from pipeline.settings.environment import ignore_variables_of_others, no_system_to_ask
+from pipeline.settings.environment import ignore_variables_of_others, no_system_to_ask, system_that_was_stopped
 from pipeline.settings.http import origins_of
 from pipeline.settings.kafka_link import oauth_extensions_of
 from pipeline.settings.reading import read_secret
@@ -33,4 +33,5 @@ __all__ = [
     "page_urls_of",
     "public_problem",
     "read_secret",
+    "system_that_was_stopped",
 ]

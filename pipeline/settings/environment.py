@@ -5,7 +5,7 @@ import re
 import sys
 from typing import Final
 
-from pipeline.running import nothing_to_ask
+from pipeline.running import nothing_to_ask, stopped_system
 
 _LIBPQ: Final = re.compile(r"PG[A-Z]+")
 # What libpq may still take from the environment: a password that should not be part of a URL.
@@ -16,6 +16,11 @@ _NO_DOCSTRINGS: Final = 2  # PYTHONOPTIMIZE from which on there are none
 def no_system_to_ask() -> str | None:
     """The reason why a command in this shell has no system to read, in one line; None if it has one."""
     return nothing_to_ask(os.environ)
+
+
+def system_that_was_stopped() -> str | None:
+    """The system whose addresses this shell has, in one line, if it does not run; else None."""
+    return stopped_system(os.environ)
 
 
 def ignore_variables_of_others() -> str | None:

@@ -381,7 +381,6 @@ def test_an_undeclared_hole_ends_the_run(rig: Rig) -> None:
     assert report.outcome is DrainOutcome.LOG_GAP
     assert report.error is not None
     assert "lost 4 records not yet stored, at offsets 3 to 6" in report.error
-    assert "with 7" in report.error
     assert rig.stored_numbers() == [0, 1, 2]
     assert report.next_offset == 3
 

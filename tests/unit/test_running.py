@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from checks.testbed.waiting import wait_until
-from pipeline.running import find, nothing_to_ask, with_running_system
+from pipeline.clock import SystemClock
+from pipeline.running import find, nothing_to_ask, stopped_system, with_running_system
+from pipeline.settings import Settings
+from sluice import examinations
+from sluice.findings import Scene, State
 
 URLS = {"DATABASE_URL": "postgresql://h/d", "REDIS_URL": "redis://h:1/0", "EVENT_LOG_URL": "redis://h:2/0"}
 
@@ -61,3 +65,18 @@ def test_a_system_that_was_stopped_is_not_found(home: Path) -> None:
         f"no system runs in {home}, and none of DATABASE_URL, REDIS_URL, EVENT_LOG_URL is set: ./run.sh starts one, or "
         "set them"
     )
+
+
+def test_a_shell_with_the_addresses_of_a_stopped_system_is_told(home: Path) -> None:
+    environ = {"SLUICE_SYSTEM": str(home), **URLS}
+    assert stopped_system(environ) is None
+    (home / "supervisor.pid").write_text("999999999")
+    told = f"the system in {home}, whose addresses this shell has, does not run: ./run.sh starts it"
+    assert stopped_system(environ) == told
+    # Doctor says it in its line about programs
+    [found] = examinations.programs(Scene(Settings(), environ, SystemClock()))
+    assert (found.state, found.what) == (State.WRONG, told)
+    # Servers of another system, or none, are not its own
+    assert stopped_system(environ | {"DATABASE_URL": "postgresql://other/db"}) is None
+    assert stopped_system(URLS) is None
+    assert stopped_system(environ | {"SLUICE_SYSTEM": str(home / "nowhere")}) is None
