@@ -319,7 +319,7 @@ def test_a_trigger_whose_table_is_gone_stops_its_partition_though_other_events_a
     words, _ = stopped.show_poison(rig.context, 0)
     assert "(42P01)" in words
     # And it is accepted, or stored once the table is back
-    assert "1 dead letters" in stopped.accept(rig.context, "ann@desk", 0, "known", dry_run=True)
+    assert "1 record: 1 dead letter (" in stopped.accept(rig.context, "ann@desk", 0, "known", dry_run=True)
     fail_no_more(url)
     commands.resume(rig.context, "ann@desk", "the table is back")
     assert rig.drain().dead_lettered == 0
