@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from pipeline.account import account_named
 from pipeline.flow.refusals import WINDOW_SECONDS, ByReason, Refusals, Refused, total
+from pipeline.text import counted
 
 ACCOUNTS_SHOWN: Final = 5  # in one line
 MOST_SHOWN: Final = 2  # in the reason of health
@@ -98,12 +99,13 @@ def refusals_line(refused: Refusals) -> str:
     """The heaviest accounts in one line, for a screen with other values."""
     found = refused.heaviest()
     shown = [
-        f"{name} {total(by_reason).events:,} ({', '.join(by_reason)})" for name, by_reason in found[:ACCOUNTS_SHOWN]
+        f"{name}: {counted(total(by_reason).events, 'event')} ({', '.join(by_reason)})"
+        for name, by_reason in found[:ACCOUNTS_SHOWN]
     ]
     others = Refusals(dict(found[ACCOUNTS_SHOWN:]), refused.other).total
     if others.events:
-        shown.append(f"others {others.events:,}")
-    return f"{', '.join(shown)}; events in {_MINUTES} minutes"
+        shown.append(f"others: {counted(others.events, 'event')}")
+    return f"{', '.join(shown)} in {_MINUTES} minutes"
 
 
 def heaviest_share(refused: Refusals) -> tuple[str, float] | None:
@@ -130,8 +132,7 @@ def reason_share(refused: Refusals, reason: str) -> float:
 
 
 def _amount(refused: Refused) -> str:
-    events = f"{refused.events:,} event{'' if refused.events == 1 else 's'}"
-    return f"{events} of {refused.requests:,} request{'' if refused.requests == 1 else 's'}"
+    return f"{counted(refused.events, 'event')} of {counted(refused.requests, 'request')}"
 
 
 def _reasons(by_reason: ByReason) -> str:

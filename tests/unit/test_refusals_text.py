@@ -32,7 +32,7 @@ def test_the_words() -> None:
     assert refusals_text(one).splitlines()[0] == "Refused in the last 15 minutes: 1 event of 1 request."
     assert (
         refusals_line(FOUND)
-        == "2001:db8::/64 2,000 (level), 192.0.2.1 1,040 (share, rate), others 90; events in 15 minutes"
+        == "2001:db8::/64: 2,000 events (level), 192.0.2.1: 1,040 events (share, rate), others: 90 events in 15 minutes"
     )
 
 
@@ -49,8 +49,8 @@ def test_the_words_for_one_account() -> None:
 
 def test_a_line_shows_the_heaviest_accounts_only() -> None:
     many = Refusals({f"10.0.0.{n}": {"rate": Refused(1, n)} for n in range(1, 9)})
-    assert refusals_line(many).startswith("10.0.0.8 8 (rate), ")
-    assert refusals_line(many).endswith("10.0.0.4 4 (rate), others 6; events in 15 minutes")
+    assert refusals_line(many).startswith("10.0.0.8: 8 events (rate), ")
+    assert refusals_line(many).endswith("10.0.0.4: 4 events (rate), others: 6 events in 15 minutes")
 
 
 def test_the_document_of_all_accounts_and_of_one() -> None:
@@ -76,7 +76,7 @@ def test_the_document_of_all_accounts_and_of_one() -> None:
 
 def test_the_screen_of_status_shows_them_where_there_are_any() -> None:
     status = SystemStatus(replace(HEALTHY, refusals=Refusals({"192.0.2.1": {"share": Refused(2, 1040)}})))
-    assert "refused to   192.0.2.1 1,040 (share); events in 15 minutes" in screen(status).splitlines()
+    assert "refused to   192.0.2.1: 1,040 events (share) in 15 minutes" in screen(status).splitlines()
     assert "refused to" not in screen(SystemStatus(replace(HEALTHY, refusals=Refusals())))
     assert "refused to" not in screen(SystemStatus(HEALTHY))
 
@@ -89,6 +89,6 @@ def test_inspect_shows_levels_and_refused_accounts() -> None:
     # When an operator looks, then both are in the words and in the document
     shown = remote._told(SystemStatus(replace(inputs, refusals=refused)))
     assert "  debug      400 events/s, refused 100 %" in shown["ok"]
-    assert "refused to   192.0.2.1 400 (level); events in 15 minutes" in shown["ok"]
+    assert "refused to   192.0.2.1: 400 events (level) in 15 minutes" in shown["ok"]
     assert shown["document"]["levels"]["error"] == {"admitted": 50.0, "refused": 0.0, "refusedShare": 0.0}
     assert shown["document"]["throttle"]["events"] == 400
