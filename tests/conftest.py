@@ -69,6 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--outage-seconds", default="0", help="how long servers stay away in tests/e2e (default: until it was noticed)"
     )
+    parser.addoption(
+        "--many-partitions-on",
+        default="redis",
+        choices=("redis", "kafka-python", "confluent"),
+        help="log of test_many_partitions.py: on Kafka, with one of its clients, it sends 25 times as many events",
+    )
     parser.addoption("--page-images", default="", help="folder for pictures of the live page; tests/e2e/test_page.py")
 
 

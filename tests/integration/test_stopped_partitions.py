@@ -22,7 +22,7 @@ from pipeline.policies import make_policy
 from pipeline.ports.log import EventLog
 from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regulate
 from pipeline.settings import Settings
-from pipeline.sink.migrate import migrate
+from pipeline.sink.migrate import PostgresSchema, migrate
 from pipeline.stopped import DoesNotFitError, Hole
 from pipeline.urls import place_of
 from support.event_logs import KafkaRig, LogRig, RedisRig, patient_log, recovered
@@ -117,11 +117,13 @@ def running_rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[
 
 @pytest.fixture(params=["redis", "kafka"])
 def rig_with_standby(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[tuple[Rig, Pair]]:
-    """The same on a PostgreSQL that has a hot standby."""
+    """The same on a PostgreSQL that has a hot standby; with the log on Kafka, its table is by day."""
     with (
         primary_and_standby(tmp_path) as pair,
         running_rig(request, replace(settings, database_url=pair.url)) as made,
     ):
+        if request.param == "kafka":
+            PostgresSchema(made.settings).partition_by_day()
         yield made, pair
 
 
@@ -200,6 +202,7 @@ def test_a_standby_without_the_newest_commits_gets_again_what_the_log_still_has(
     else:
         # Then a log that keeps what was stored has it stored again
         assert stored_ids(url) == [f"event-{n:06d}" for n in range(30)]
+        assert ask(url, "SELECT count(*) FROM event_ids JOIN log_events USING (event_id, stored_at)") == [(30,)]
         assert rig.pauses() == []
 
 

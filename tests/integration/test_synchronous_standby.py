@@ -17,12 +17,13 @@ from pipeline.clock import SystemClock
 from pipeline.drain import DrainReport, drain
 from pipeline.errors import SinkUnavailableError
 from pipeline.settings import Settings
-from pipeline.sink.migrate import migrate
+from pipeline.sink.migrate import PostgresSchema, migrate
 from support.event_logs import must_read, recovered
 from support.records import record
 from tasks.context import WorkerContext
 
 LOOKS = 8  # of a drain at whether it is paused, which ends it
+NOTED = "SELECT count(*) FROM event_ids JOIN log_events USING (event_id, stored_at)"
 CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'"
 
 
@@ -35,13 +36,15 @@ def pair(tmp_path: Path) -> Iterator[PostgresPair]:
         made.stop()
 
 
-@pytest.fixture
-def worker(settings: Settings, pair: PostgresPair) -> Iterator[WorkerContext]:
+@pytest.fixture(params=["one table"])
+def worker(request: pytest.FixtureRequest, settings: Settings, pair: PostgresPair) -> Iterator[WorkerContext]:
     changed = replace(
         settings, database_url=url_of_both(pair.primary.url, *pair.ports), drain_poll_seconds=0.1,
         drain_run_seconds_max=5.0, sink_call_seconds_max=5.0,
     )  # fmt: skip
     migrate(changed)
+    if request.param == "by day":
+        PostgresSchema(changed).partition_by_day()
     with contextlib.closing(WorkerContext(changed)) as context:
         context.control_store.restore([], actor="test")
         recovered(context.log.identity)
@@ -94,6 +97,7 @@ def test_an_offset_that_the_standby_lacks_is_not_trimmed_from_the_log(
     assert ask(pair.primary.url, "SELECT next_offset FROM stored_offsets") == [(30,)]
 
 
+@pytest.mark.parametrize("worker", ["by day"], indirect=True)
 def test_a_commit_whose_wait_for_the_standby_was_cancelled_is_not_trimmed_from_the_log(
     worker: WorkerContext, pair: PostgresPair
 ) -> None:
@@ -119,3 +123,4 @@ def test_a_commit_whose_wait_for_the_standby_was_cancelled_is_not_trimmed_from_t
     # Then the log still has these events, and they are stored
     eventually(lambda: drained(worker) and len(stored_ids(pair.primary.url)) == 30, "all events are stored")
     assert ask(pair.primary.url, "SELECT next_offset FROM stored_offsets") == [(30,)]
+    assert ask(pair.primary.url, NOTED) == [(30,)]
