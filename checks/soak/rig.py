@@ -399,7 +399,7 @@ class Rig:
                 program.environ = clock_environ(self._clock(program.name))
             self._stack.callback(self.stop_program, program)
             program.start()
-        self.wait(lambda: self.problem() is None, "the system is well", seconds_max=60)
+        self.wait(lambda: self.problem() is None, "the system is well", seconds_max=180)
         if self.kafka_cluster is not None:
             self.wait_in_sync(seconds_max=120)
         self._keeping = threading.Event()

@@ -151,7 +151,7 @@ def run(
         rig.start()
         watcher = Watcher(rig).start()
         try:
-            rig.wait(lambda: rig.counts()["acked"] > 0, "the first acknowledged events", seconds_max=30)
+            rig.wait(lambda: rig.counts()["acked"] > 0, "the first acknowledged events", seconds_max=120)
             try:
                 _Run(rig, result, recovery_seconds_max, tell).run()
             except ServerError as error:
