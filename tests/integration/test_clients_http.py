@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -24,12 +25,13 @@ from datadog_api_client.v2.model.http_log import HTTPLog
 from datadog_api_client.v2.model.http_log_item import HTTPLogItem
 
 from checks.loadgen.proxy import Proxy
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX
 from checks.testbed.wire import post
 from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
 
 BEGAN: Final = datetime(2026, 11, 26, tzinfo=UTC)
 RATE: Final = 200.0  # events/s
+OWED: Final = 100  # events
 COUNT: Final = 60
 BATCH: Final = 20
 # What each has in place of an answer: a connection that is cut, or that is refused
@@ -171,17 +173,24 @@ def stored(edge: RunningIngest) -> list[str]:
 
 @pytest.mark.parametrize("name", list(CLIENTS))
 def test_all_is_stored_once_through_a_limit_a_cut_a_slow_answer_and_a_restart(name: str) -> None:
-    # Given a bucket that is in debt, and a connection that is cut once after its events are stored
+    # Given a bucket in a debt that it pays once a batch was refused, and a connection that is cut once after its events
+    # are stored
     with running_ingest(rate_min=RATE, rate_max=RATE) as edge, contextlib.ExitStack() as stack:
-        assert post(edge.port, [sample()] * int(2 * RATE)).status == 202
+        edge.publish(RATE)
+        edge.store.set_override(1.0, until=edge.control.clock.now() + RUN_SECONDS_MAX, actor="ann", why="a test")
+        assert post(edge.port, [sample()] * OWED).status == 202
         proxy = Proxy(edge.port).start()
         stack.callback(proxy.stop)
         proxy.swallow(b"POST", b"202 Accepted", times=1)
         program = Program(stack.enter_context(CLIENTS[name](proxy.port)))
-        program.run(range(COUNT // 3))
+        with ThreadPoolExecutor(1) as executor:
+            sending = executor.submit(program.run, range(COUNT // 3))
+            eventually(lambda: program.seen["429"] > 0, "a batch is refused")
+            edge.store.clear_override(actor="ann", why="a test")
+            sending.result(WAIT_SECONDS_MAX)
         assert metric(edge.port, 'http_requests_total{status="429"}') == program.seen["429"] > 0
         assert proxy.counts.swallowed == program.seen["no answer"] == 1
-        assert len(edge.records()) == 2 * RATE + 2 * BATCH, "the batch whose answer was lost came again"
+        assert len(edge.records()) == OWED + 2 * BATCH, "the batch whose answer was lost came again"
         # And an answer that is slow
         proxy.blackhole()
         with CLIENTS[name](proxy.port, 0.2) as impatient, pytest.raises(SLOW):
