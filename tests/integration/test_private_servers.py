@@ -164,12 +164,17 @@ def test_postgresql_starts_after_its_main_process_alone_was_killed(
             lines = pid_file.read_text().splitlines()
             pid_file.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
         waking = others.enter_context(ThreadPoolExecutor(1))
-        others.callback(child.resume)  # also where the start fails: nothing of it may stay
+        others.callback(_resume, child)  # also where the start fails: nothing of it may stay
         # When it is started while that child still holds the shared memory, then it waits for the child and starts
         started = waking.submit(cluster.start)
         assert not wait([started], timeout=0.5).done
-        child.resume()
+        _resume(child)
         started.result(WAIT_SECONDS_MAX)
+
+
+def _resume(child: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+        child.resume()
 
 
 def test_a_postgresql_that_runs_keeps_its_lock(cluster: Server, tmp_path: Path) -> None:

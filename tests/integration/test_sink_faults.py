@@ -187,6 +187,7 @@ def test_a_locked_table_is_named_with_who_holds_it(hasty: PostgresSink, database
             assert not caught.value.is_a_row_possible
             # And nobody is left who waits for it and keeps the partition
             eventually(lambda: _held_locks(database_url) == [])
+        other.rollback()  # the end of a session takes PostgreSQL a moment
     assert hasty.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing) == StoreResult(stored=3)
 
 
