@@ -78,13 +78,17 @@ class FormerLogs:
             del self._seen[one]
 
     def _not_in_use(self, log_id: str, now: float) -> list[KnownLog]:
-        """Other logs that were not seen for some time; their ages do not depend on steps of PostgreSQL's clock."""
+        """Other logs that were not seen for some time; their ages do not depend on steps of PostgreSQL's clock.
+
+        One at the address of the present log was replaced there, so nothing uses it: it is named at once.
+        """
+        own = without_password(self._settings.event_log_url), _name(self._settings)
         others = self._known.others(log_id, logs_max=KNOWN_MAX)
         self._ages = {log.log_id: self._ages.get(log.log_id, Age()) for log in others}
         aged = [
             replace(log, age_seconds=self._ages[log.log_id].of(log.seen_at, log.age_seconds, now=now)) for log in others
         ]
-        return [log for log in aged if log.age_seconds >= SEEN_SECONDS_MIN][:LOGS_MAX]
+        return [log for log in aged if log.age_seconds >= SEEN_SECONDS_MIN or (log.url, log.name) == own][:LOGS_MAX]
 
     def _look(self, log: KnownLog) -> Alarm | None:
         """Read how many events of an event log are not stored; if it does not respond, use the last known values."""
