@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stack.servers import LOOPBACK, Server, free_port, kafka_server, kafka_url
+from stack.servers.kafka import CLUSTER_ID
 
-_CLUSTER_ID = "sluiceSluiceSluiceSluA"  # of stack/servers.py
 START_SECONDS_MAX = 240.0  # several JVMs start at once, perhaps on a busy machine
 _CHANGES = {
     "offsets.topic.replication.factor=1": "offsets.topic.replication.factor=2",  # the commits outlive the second broker
@@ -90,7 +90,7 @@ def _other(home: Path, number: int, first: Server, text: str) -> Server:
     """A broker that is no controller. It counts as ready at its start: a caller that needs it waits for it."""
     port, data = free_port(), home / "data"
     data.mkdir(parents=True)
-    facts = f"version=1\ncluster.id={_CLUSTER_ID}\nnode.id={number}\n"
+    facts = f"version=1\ncluster.id={CLUSTER_ID}\nnode.id={number}\n"
     (data / "meta.properties").write_text(facts)  # saves the start of a JVM
     own = ("process.roles", "node.id", "log.dirs", "listeners", "advertised.listeners")
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in own]

@@ -9,7 +9,8 @@ import psycopg2
 
 from checks.testbed.database import ask
 from checks.testbed.waiting import wait_until
-from stack.servers import LOOPBACK, Server, ServerError, _as_somebody_else, free_port, postgres_bin, postgres_server
+from stack.servers import LOOPBACK, Server, ServerError, free_port, postgres_bin, postgres_server
+from stack.servers.postgres import as_unprivileged_user
 
 # The standby soon retries its primary, and each server keeps the WAL that the other needs when it comes back. These
 # settings are in the file, since pg_rewind's own start of a killed server reads them there.
@@ -36,7 +37,7 @@ def make_standby(primary: Server, folder: Path, port: int) -> Server:
 
 def _run(data: Path, program: str, *words: str) -> None:
     """Run one of PostgreSQL's programs as the owner of a data folder. Raises ServerError with its message."""
-    command = [*_as_somebody_else(data), str(postgres_bin() / program), *words]
+    command = [*as_unprivileged_user(data), str(postgres_bin() / program), *words]
     said = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     if said.returncode != 0:
         raise ServerError(f"{program} failed: {said.stderr.strip()[-500:]}")

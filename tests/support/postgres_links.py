@@ -13,7 +13,8 @@ from pathlib import Path
 import psycopg2
 
 from checks.testbed.postgres_pair import make_standby, url_of_both
-from stack.servers import LOOPBACK, Server, _as_somebody_else, free_port, postgres_server
+from stack.servers import LOOPBACK, Server, free_port, postgres_server
+from stack.servers.postgres import as_unprivileged_user
 from support.certificates import Authority
 
 OWNER, OWNER_PASSWORD = "owner", "öwn@r:%/#"
@@ -38,7 +39,7 @@ def tls_postgres(home: Path, authority: Authority) -> Iterator[Server]:
     secret = data.with_name("secret")
     secret.write_text(OWNER_PASSWORD + "\n")
     secret.chmod(0o644)
-    prefix, environ = _as_somebody_else(data), {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    prefix, environ = as_unprivileged_user(data), {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
     subprocess.run(
         [
             *prefix, str(programs / "initdb"), "-D", str(data), "-U", OWNER, "-E", "UTF8", "--no-sync",

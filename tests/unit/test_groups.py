@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from checks.testbed.waiting import RUN_SECONDS_MAX
-from stack import servers
+from stack.servers import ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("asyncio", "anyio", "hypothesispytest", "timeout", "schemathesis")  # a process starts sooner without them
@@ -103,13 +103,13 @@ def test_no_two_files_of_tests_have_one_name() -> None:
 
 
 def test_processes_that_run_tests_give_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "_own_ports", [])
-    monkeypatch.setattr(servers, "_given_ports", set())
+    monkeypatch.setattr(ports, "_own_ports", [])
+    monkeypatch.setattr(ports, "_given_ports", set())
     given, own = [], []
     for number in range(3):
-        servers.keep_to_own_ports(number, 3)
-        own += servers._own_ports
-        given.append({servers.free_port() for _ in range(20)})
-        assert given[-1] <= set(servers._own_ports)
+        ports.keep_to_own_ports(number, 3)
+        own += ports._own_ports
+        given.append({ports.free_port() for _ in range(20)})
+        assert given[-1] <= set(ports._own_ports)
     # Then none is given by two of them, and each is given by one
-    assert sorted(own) == list(servers._PORTS)
+    assert sorted(own) == list(ports._PORTS)

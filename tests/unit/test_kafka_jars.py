@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import servers
-from stack.servers import ServerError, resolve_kafka
+from stack.servers import ServerError, kafka, resolve_kafka
 
 JAVA = "#!/bin/sh\necho 'openjdk version \"17.0.1\"' >&2\n"
 MAVEN = """#!/bin/sh
@@ -25,7 +24,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.setattr(servers, "KAFKA_LIBS", tmp_path / "local" / "kafka")
+    monkeypatch.setattr(kafka, "KAFKA_LIBS", tmp_path / "local" / "kafka")
     return folder
 
 
@@ -38,7 +37,7 @@ def test_two_that_need_them_download_once(programs: Path) -> None:
 
 
 def test_a_download_that_was_killed_or_failed_leaves_nothing_behind(programs: Path) -> None:
-    libs = servers.KAFKA_LIBS
+    libs = kafka.KAFKA_LIBS
     # Given what a killed download has left
     partial = libs.with_name("kafka.new")
     partial.mkdir(parents=True)

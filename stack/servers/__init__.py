@@ -1,0 +1,36 @@
+"""Private PostgreSQL, Redis and Kafka servers for a machine that has none: preparing, starting and checking them.
+
+`run.sh` lets a supervisor run the commands that are built here. The tests run them directly, through `Server`.
+"""
+
+from stack.servers.kafka import KAFKA_LIBS, kafka_is_possible, kafka_server, kafka_url, resolve_kafka
+from stack.servers.ports import LOOPBACK, free_port, keep_to_own_ports, port_is_taken, port_problem
+from stack.servers.postgres import DATABASE, postgres_bin, postgres_server, postgres_url
+from stack.servers.programs import ROOT
+from stack.servers.redis import redis_binary, redis_server, redis_url
+from stack.servers.server import Server, ServerError, wait_ended, wait_stopped
+
+__all__ = [
+    "DATABASE",
+    "KAFKA_LIBS",
+    "LOOPBACK",
+    "ROOT",
+    "Server",
+    "ServerError",
+    "free_port",
+    "kafka_is_possible",
+    "kafka_server",
+    "kafka_url",
+    "keep_to_own_ports",
+    "port_is_taken",
+    "port_problem",
+    "postgres_bin",
+    "postgres_server",
+    "postgres_url",
+    "redis_binary",
+    "redis_server",
+    "redis_url",
+    "resolve_kafka",
+    "wait_ended",
+    "wait_stopped",
+]
