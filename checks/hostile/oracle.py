@@ -29,7 +29,8 @@ from ingest.codecs import large_json
 from ingest.codecs.event_bodies import parse_body
 from ingest.codecs.events import events_codec
 from ingest.codecs.media_type import BodyKind
-from ingest.codecs.strict_json import DEPTH_MAX, run
+from ingest.codecs.strict_json import DEPTH_MAX
+from ingest.codecs.turns import run
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
 from ingest.framing import GZIP_MEMBERS_MAX, found_coding, inflate, inflate_in_steps
 from ingest.held_bodies import HeldBodies

@@ -15,7 +15,8 @@ from msgspec import Meta
 from ingest.codecs.large_json import LARGE_BYTES, check_large
 from ingest.codecs.media_type import BodyKind
 from ingest.codecs.numbers import are_kept
-from ingest.codecs.strict_json import check_json, check_ndjson, run
+from ingest.codecs.strict_json import check_json, check_ndjson
+from ingest.codecs.turns import run
 from ingest.codecs.validation import conflicts
 from ingest.errors import BodyTooLargeError
 from pipeline.event import (

@@ -7,11 +7,11 @@ problems. Large bodies go through `ingest.codecs.large_json`, which gives the sa
 
 import json
 import re
-from collections.abc import Generator
 from itertools import accumulate, islice
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 from ingest.codecs.numbers import number_of
+from ingest.codecs.turns import run
 from ingest.codecs.validation import HUGE, HugeInteger, events_in_steps
 from ingest.errors import BodyTooLargeError, MalformedBodyError
 from pipeline.event import Event
@@ -28,19 +28,6 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKET_STEP: Final = [{"[": 1, "{": 1, "]": -1, "}": -1}.get(chr(code), 0) for code in range(256)]
 _DEPTH_BLOCK: Final = 4096  # brackets counted in one step: the search for too deep nesting ends soon after it
 _JSON_SPACE: Final = " \t\r"
-
-
-_Result = TypeVar("_Result")
-
-
-def run(steps: Generator[None, None, _Result]) -> _Result:
-    """Run steps one after another, and return their result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: _Result = end.value
-            return result
 
 
 def check_json(body: bytes, *, events_max: int) -> list[Event]:

@@ -14,6 +14,16 @@ SLICE_SECONDS: Final = 0.002
 _Result = TypeVar("_Result")
 
 
+def run(steps: Generator[None, None, _Result]) -> _Result:
+    """Run the steps of a small body one after another, and return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+
 class Turns:
     """The turns of one process. For the event loop only.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Final, TypeVar
 
-from ingest.codecs.turns import Turns
+from ingest.codecs.turns import Turns, run
 from ingest.errors import MalformedBodyError
 from ingest.framing import found_coding, inflate_in_steps
 from ingest.held_bodies import HeldBytes
@@ -77,12 +77,7 @@ class Decoding:
         """
         if size > AT_ONCE_BYTES:
             return await self._turns.run(steps, size)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: _Result = end.value
-                return result
+        return run(steps)
 
 
 def _built(

@@ -13,7 +13,8 @@ from ingest import errors
 from ingest.codecs import large_json, validation
 from ingest.codecs.large_json import LARGE_BYTES, check_large
 from ingest.codecs.media_type import BodyKind
-from ingest.codecs.strict_json import check_json, check_ndjson, run
+from ingest.codecs.strict_json import check_json, check_ndjson
+from ingest.codecs.turns import run
 from ingest.codecs.validation import RULES
 from ingest.errors import InvalidEventsError, Problem, RequestError
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ingest.codecs.event_bodies import parse_body, parse_quickly
 from ingest.codecs.large_json import check_large
 from ingest.codecs.media_type import BodyKind
-from ingest.codecs.strict_json import run
+from ingest.codecs.turns import run
 from ingest.errors import InvalidEventsError
 from pipeline.event import Event, encode_record, record_head
 

@@ -9,7 +9,7 @@ import pytest
 from ingest.codecs.event_bodies import parse_body, parse_carefully, parse_quickly
 from ingest.codecs.large_json import LARGE_BYTES, check_large
 from ingest.codecs.media_type import BodyKind
-from ingest.codecs.strict_json import run
+from ingest.codecs.turns import run
 from ingest.errors import InvalidEventsError
 from pipeline.event import Event
 

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from ingest.codecs.strict_json import run
+from ingest.codecs.turns import run
 from ingest.errors import BodyTooLargeError
 from ingest.protocols import json_ends, json_records
 from ingest.protocols.decoding import Decoding
