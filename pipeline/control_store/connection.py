@@ -2,9 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +13,7 @@ from redis.retry import Retry
 
 from pipeline.control_store.common import CALL_SECONDS_MAX
 from pipeline.errors import StoreUnavailableError
+from pipeline.lua_script import LuaScript, read_script
 from pipeline.redis_link import explained, make_pool
 from pipeline.settings import Settings
 
@@ -22,24 +21,10 @@ WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may 
 CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread that calls at the same time
 
 
-@dataclass(frozen=True, slots=True)
-class ControlScript:
-    """A Lua script, and its SHA-1 hash. A server that has cached the script finds it by the hash."""
-
-    text: str
-    sha: str
-    only_reads: bool  # then its caller needs no right to write its keys
-
-
 @cache
-def load_script(name: str, *libraries: str) -> ControlScript:
-    """Read `name`.lua from the directory of this file; insert `library`.lua after its first line (`#!lua …`)."""
-    directory = Path(__file__).parent
-    text = (directory / f"{name}.lua").read_text(encoding="utf-8")
-    first_line, rest = text.split("\n", 1)
-    parts = [(directory / f"{library}.lua").read_text(encoding="utf-8") for library in libraries]
-    text = "".join([first_line, "\n", *parts, rest])
-    return ControlScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest(), "no-writes" in first_line)
+def load_script(name: str, *libraries: str) -> LuaScript:
+    """The script `name`.lua of this folder; see read_script."""
+    return read_script(Path(__file__).parent, name, *libraries)
 
 
 def _client(settings: Settings, name: str, socket_seconds: float) -> Any:
@@ -78,7 +63,7 @@ class ControlConnection:
         """A key with this system's prefix."""
         return self._prefix + ":".join(names)
 
-    def run(self, script: ControlScript, keys: list[str], arguments: list[str]) -> Any:
+    def run(self, script: LuaScript, keys: list[str], arguments: list[str]) -> Any:
         """Run a script by its hash, or by its text if the server has not cached it (any more).
 
         Raises StoreUnavailableError. After a time-out it is unknown whether the script has run: every script may run
@@ -101,7 +86,7 @@ class ControlConnection:
             raise self._unavailable(error) from error
 
     def run_and_call(
-        self, script: ControlScript, keys: list[str], arguments: list[str], command: Sequence[str | int]
+        self, script: LuaScript, keys: list[str], arguments: list[str], command: Sequence[str | int]
     ) -> Any:
         """Run a script, then a command in the same round trip; returns the command's answer.
 

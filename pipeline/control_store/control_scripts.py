@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.control_store.common import BY_CHARS_MAX, CALL_SECONDS_MAX, clean_text
-from pipeline.control_store.connection import ControlConnection, ControlScript, load_script
+from pipeline.control_store.connection import ControlConnection, load_script
+from pipeline.lua_script import LuaScript
 from pipeline.names import KEY_BANDS, KEY_EVENTS, KEY_GENERATION, KEY_OVERRIDE, KEY_PAUSE, KEY_RATE
 from pipeline.settings import Settings
 
@@ -35,7 +36,7 @@ class ControlScripts:
         """Run `name`.lua, which only reads the control state: its keys are arguments. Raises StoreUnavailableError."""
         return self._run(load_script(name, _CLOCK), keys, list(arguments))
 
-    def _run(self, script: ControlScript, keys: list[str], arguments: list[str]) -> Any:
+    def _run(self, script: LuaScript, keys: list[str], arguments: list[str]) -> Any:
         now = self._clock.monotonic()
         # One run may reach the server faster than the run before it did.
         elapsed_max = "" if self._ran_at is None else repr(now - self._ran_at + CALL_SECONDS_MAX)

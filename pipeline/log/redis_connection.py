@@ -4,8 +4,6 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha1
-from pathlib import Path
 from typing import Any, Final
 
 from redis.backoff import NoBackoff
@@ -13,6 +11,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, Red
 from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
+from pipeline.lua_script import LuaScript
 from pipeline.redis_link import explained, make_pool
 from pipeline.settings import Settings
 
@@ -44,22 +43,6 @@ class RedisFacts:
 
 class OtherServerError(RedisError):
     """The server process is not the expected one: Redis was restarted."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogScript:
-    """A Lua script, and its SHA-1 hash. A server that has cached the script finds it by the hash."""
-
-    text: str
-    sha: str
-    only_reads: bool  # then its caller needs no right to write its keys
-
-    @classmethod
-    def load(cls, name: str) -> "LogScript":
-        """Read a script from the directory of this file."""
-        text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-        only_reads = "no-writes" in text.split("\n", 1)[0]
-        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest(), only_reads)
 
 
 class RedisConnection:
@@ -138,7 +121,7 @@ class RedisConnection:
             except (RedisError, OSError) as error:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
 
-    def run(self, script: LogScript, keys: list[str], arguments: list[str]) -> Any:
+    def run(self, script: LuaScript, keys: list[str], arguments: list[str]) -> Any:
         """Run a script that has no partial result. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
             try:
@@ -197,7 +180,7 @@ class Wire:
 
     def run(
         self,
-        script: LogScript,
+        script: LuaScript,
         arguments: list[str | bytes] | list[str],
         *,
         key_count: int,

@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from redis.exceptions import (
@@ -32,7 +33,8 @@ from pipeline.errors import (
     about_the_log,
 )
 from pipeline.flow.age import Age
-from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, RedisFacts, Wire
+from pipeline.log.redis_connection import OtherServerError, RedisConnection, RedisFacts, Wire
+from pipeline.lua_script import read_script
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
@@ -93,11 +95,12 @@ class RedisStreamsLog:
         self._id_key = settings.key_prefix + KEY_LOG_ID
         self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
         self._ends_key = settings.key_prefix + KEY_LOG_ENDS
-        self._append_script = LogScript.load("append.lua")
-        self._confirm_script = LogScript.load("confirm.lua")
-        self._raise_script = LogScript.load("raise.lua")
-        self._commit_script = LogScript.load("commit.lua")
-        self._positions_script = LogScript.load("positions.lua")
+        folder = Path(__file__).parent
+        self._append_script = read_script(folder, "append")
+        self._confirm_script = read_script(folder, "confirm")
+        self._raise_script = read_script(folder, "raise")
+        self._commit_script = read_script(folder, "commit")
+        self._positions_script = read_script(folder, "positions")
         # `append` may run beside the other calls, and a blocking read needs its own time-out.
         self._append_connection = RedisConnection(settings, answer_seconds_max=settings.append_seconds_max)
         self._read_connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
