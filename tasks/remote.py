@@ -106,35 +106,25 @@ def inspect_poison(state: Any, *, partition: int | None = None, by: str = "", ti
 @inspect_command(name="account_limits")
 def inspect_account_limits(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Show the accounts with a limit or a weight, by operators and by the settings."""
-
-    def work(context: WorkerContext) -> Reply:
-        words, documents = commands.show_account_limits(context)
-        return {"ok": words, "document": documents}
-
-    return _answered(state, ticket, work)
+    return _shown(state, ticket, commands.show_account_limits)
 
 
 @inspect_command(name="keys")
 def inspect_keys(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Show the API keys: their ids, names, protocols and limits."""
-
-    def work(context: WorkerContext) -> Reply:
-        words, documents = key_commands.listed(context)
-        return {"ok": words, "document": documents}
-
-    return _answered(state, ticket, work)
+    return _shown(state, ticket, key_commands.listed)
 
 
 @inspect_command(name="throttle", args=[("account", str)], signature="[account]")
 def inspect_throttle(state: Any, *, account: str = "", by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Show which accounts were refused in the last 15 minutes, how much, and why."""
 
-    def work(context: WorkerContext) -> Reply:
+    def show(context: WorkerContext) -> tuple[str, dict[str, Any]]:
         refused = context.throttle.reported()
         words = refusals_text(refused, commands.account_of_name(account) if account else None)
-        return {"ok": words, "document": throttle_document(refused, account or None)}
+        return words, throttle_document(refused, account or None)
 
-    return _answered(state, ticket, work)
+    return _shown(state, ticket, show)
 
 
 def _look(
@@ -146,9 +136,16 @@ def _look(
 ) -> Reply:
     if partition is None:
         return {"error": f"a partition is missing: celery -A tasks.app inspect {name} <partition>"}
+    return _shown(state, ticket, lambda context: show(context, partition))
+
+
+def _shown(
+    state: Any, ticket: str, show: Callable[[WorkerContext], tuple[str, dict[str, Any] | list[dict[str, Any]]]]
+) -> Reply:
+    """The reply with what `show` returns: words for people, who see `ok`, and the document for programs (--json)."""
 
     def work(context: WorkerContext) -> Reply:
-        words, document = show(context, partition)
+        words, document = show(context)
         return {"ok": words, "document": document}
 
     return _answered(state, ticket, work)
