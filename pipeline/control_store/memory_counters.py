@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_server import MemoryServer
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_server import MemoryServer
 from pipeline.ports.history import (
     COUNTS,
     FORGET_SECONDS,

@@ -332,7 +332,7 @@ def test_a_process_without_levels_leaves_no_trace_of_them(control_redis: Any) ->
 
 
 def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("memory", "redis_bucket"):
+    for module in ("memory_bucket", "redis_bucket"):
         monkeypatch.setattr(f"pipeline.control_store.{module}.PROCESS_SECONDS_MAX", 0.1)
     publish(rig, 1000.0)
     bucket = rig.another_bucket()

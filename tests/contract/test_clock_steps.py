@@ -185,7 +185,7 @@ def test_a_process_that_died_before_the_step_is_not_counted_for_ever(
     stepped.publish()
     stepped.rig.bucket.take(needed=1, wanted=1, process="p")
     assert stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 2
-    monkeypatch.setattr("pipeline.control_store.memory.PROCESS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("pipeline.control_store.memory_bucket.PROCESS_SECONDS_MAX", 0.3)
     stepped.step(-HOUR)
     assert eventually(lambda: stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 1) < 1.0
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import pipeline.control_store.memory
 import pipeline.flow.bucket as bucket_flow
 import pipeline.regulate
 from checks.sim import random_scenario
@@ -197,7 +196,7 @@ def test_a_bucket_that_forgets_the_lower_of_two_rates_breaks_the_bound(monkeypat
 
 
 def test_a_bucket_that_misses_a_low_rate_between_two_calls_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.control_store.memory, "lowest_since", lambda *_: math.inf)
+    monkeypatch.setattr("pipeline.control_store.memory_bucket.lowest_since", lambda *_: math.inf)
     assert bounds_of(run(LOW_BETWEEN_CALLS, BANDS, 1)) == {"bucket"}
 
 
@@ -228,7 +227,7 @@ def test_a_process_that_gives_back_a_token_too_many_breaks_the_bound(monkeypatch
 
 
 def test_a_rate_that_an_open_breaker_does_not_lower_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.control_store.memory, "_breaker_holds", lambda _: False)
+    monkeypatch.setattr("pipeline.control_store.memory_server.Content.breaker_holds", False)
     outage = short("outage 30 s", 20, faults=[Fault("sink down", 6, 20)])
     assert bounds_of(run(outage, BANDS, 1)) == {"breaker"}
 
