@@ -14,7 +14,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.names import DropReason, Queue
@@ -32,6 +32,9 @@ EVENTS_SECONDS: Final = 0.5
 # Between two heartbeats of a worker, for Flower; Celery's default is 2. Flower shows a worker as offline after two of
 # them. Sluice itself does not use them.
 HEARTBEAT_SECONDS: Final = 5.0
+# How long a worker of one queue lets Redis wait for its messages; kombu's default is 1. Each end of the wait wakes the
+# worker's event loop. A worker of both queues must look anew soon after a pause: its wait may be for one queue only.
+QUEUE_WAIT_SECONDS: Final = 5
 # Kombu looks each second whether bindings of its queues for replies expire, which is after an hour.
 BINDINGS_SECONDS: Final = 30.0
 OURS: Final = "sluice."  # prefix of our tasks' names
@@ -84,6 +87,7 @@ class SluiceChannel(kombu_redis.Channel):
     """
 
     Message = SluiceMessage
+    _in_poll: Any  # the connection on which a read of the queues waits; None if none does
     _kept_client: Any = None  # for commands that do not block
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -152,6 +156,18 @@ class SluiceChannel(kombu_redis.Channel):
                         client.delete(key)
                         note_dropped(DropReason.MALFORMED, f"the key of the queue {key} held no list, and was deleted")
 
+    def close(self) -> None:
+        """Close. Kombu would wait for the end of a read of the queues; a read without an answer is given up instead.
+
+        If a message comes at this very moment, it is lost with the connection. All that queues hold may be lost, as
+        with a worker that is killed: hints and ticks come again.
+        """
+        reading = self._in_poll
+        if reading and not self.closed and not _has_answer(reading):
+            self._in_poll = None
+            reading.disconnect()
+        super().close()
+
     def _count_taken(self) -> None:
         """Count the message just read. Kombu has moved its queue to the end of the cycle, so that others are next.
 
@@ -160,6 +176,15 @@ class SluiceChannel(kombu_redis.Channel):
         queues = self._queue_cycle.items  # type: ignore[attr-defined]  # kombu's types leave it out
         if queues:
             _taken[queues[-1]] += 1
+
+
+def _has_answer(connection: Any) -> bool:
+    """Whether the broker has answered on a connection, or it has failed: then reading from it takes no time."""
+    sock = connection._sock
+    try:
+        return sock is None or bool(connection.can_read(timeout=0))
+    except (RedisError, OSError):
+        return True
 
 
 class _RareTimers:
@@ -217,12 +242,14 @@ class SluiceConsumer(Consumer):
     channel_errors: tuple[type[Exception], ...]
     _clock: Clock = SystemClock()
     hub: Any
+    _takes_one_queue = False
     _flush_at = 0.0  # when the events that wait are sent, monotonic; a lost connection may cancel that
 
     def __init__(self, *args: Any, **options: Any) -> None:
         of_worker = dict(options.get("worker_options") or {})
         of_worker["heartbeat_interval"] = of_worker.get("heartbeat_interval") or HEARTBEAT_SECONDS
         super().__init__(*args, **options | {"worker_options": of_worker})
+        self._takes_one_queue = len(self.app.amqp.queues.consume_from) == 1  # now: a pause cancels one of them
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # celery-types: a callable
         """Send the events of tasks soon, with those that follow. Celery sends each by itself."""
@@ -245,7 +272,11 @@ class SluiceConsumer(Consumer):
     def ensure_connected(self, conn: Any) -> Any:
         """Connect; retry as long as the broker is unavailable."""
         conn.ensure_connection = partial(conn.ensure_connection, **_CONNECT_WAITS)
-        return super().ensure_connected(conn)
+        connected = super().ensure_connected(conn)
+        if self._takes_one_queue:
+            transport: Any = connected.transport
+            transport.brpop_timeout = QUEUE_WAIT_SECONDS  # of channels that are made from now on
+        return connected
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
         """Create the function that Celery calls with each message."""

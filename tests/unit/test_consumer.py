@@ -13,6 +13,7 @@ from tasks.consumer import (
     BINDINGS_SECONDS,
     EVENTS_SECONDS,
     HEARTBEAT_SECONDS,
+    QUEUE_WAIT_SECONDS,
     SluiceChannel,
     SluiceConsumer,
     SluiceTransport,
@@ -70,8 +71,34 @@ def test_a_connection_wakes_the_event_loop_by_few_timers() -> None:
     assert began <= due <= ended
 
 
+@pytest.mark.parametrize(
+    ("queues", "seconds"), [(["batches"], QUEUE_WAIT_SECONDS), (["control"], QUEUE_WAIT_SECONDS),
+                            (["batches", "control"], SluiceTransport.brpop_timeout)],
+)  # fmt: skip
+def test_a_worker_of_one_queue_lets_the_broker_wait_for_longer(
+    monkeypatch: pytest.MonkeyPatch, queues: list[str], seconds: float
+) -> None:
+    # Given a worker of one queue, or of both, and of which a pause has cancelled one since
+    consume_from = dict.fromkeys(queues)
+
+    def init(self: Any, **_: Any) -> None:
+        self.app = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=consume_from)))
+
+    monkeypatch.setattr(Consumer, "__init__", init)
+    monkeypatch.setattr(Consumer, "ensure_connected", lambda _, conn: conn)
+    consumer: Any = SluiceConsumer()
+    consume_from.pop("batches", None)
+    # When it connects, again
+    transport = SimpleNamespace(brpop_timeout=SluiceTransport.brpop_timeout)
+    consumer.ensure_connected(SimpleNamespace(transport=transport, ensure_connection=print))
+    # Then only the worker of both looks soon for what a resumption adds
+    assert transport.brpop_timeout == seconds
+
+
 def test_heartbeats_are_rare_unless_others_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
+    app = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from={})))
+    monkeypatch.setattr(SluiceConsumer, "app", app, raising=False)
     monkeypatch.setattr(Consumer, "__init__", lambda *_, worker_options, **__: found.append(worker_options))
     for options in ({"concurrency": 2, "heartbeat_interval": None}, {"heartbeat_interval": 1}, None):
         SluiceConsumer(worker_options=options)

@@ -1,0 +1,89 @@
+"""How a worker's channel waits for messages, and how it stops waiting, on a real Redis."""
+
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import kombu
+import pytest
+import redis
+
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
+from stack.servers import Server
+from tasks.consumer import SluiceTransport, use_transport
+
+LONG_SECONDS = 10 * WAIT_SECONDS_MAX  # a wait that no test waits for
+
+
+@pytest.fixture
+def name() -> str:
+    return f"queue-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def connection(control_redis: Server) -> Iterator[kombu.Connection]:
+    """A connection whose reads of queues wait for long."""
+    use_transport()
+    with kombu.Connection(control_redis.url) as made:
+        assert isinstance(made.transport, SluiceTransport)
+        made.transport.brpop_timeout = int(LONG_SECONDS)
+        yield made
+
+
+def consume(connection: kombu.Connection, name: str) -> tuple[Any, list[Any]]:
+    """A channel whose read of the queue waits on the server, and what it has taken."""
+    channel, taken = connection.channel(), list[Any]()
+    consumer = kombu.Consumer(channel, [kombu.Queue(name)], callbacks=[lambda body, message: taken.append(message)])
+    consumer.consume()
+    with pytest.raises(socket.timeout):
+        connection.drain_events(timeout=0.1)  # sends the read
+    return channel, taken
+
+
+def blocked(client: Any) -> int:
+    return int(client.info("clients")["blocked_clients"])
+
+
+def test_a_channel_that_closes_does_not_wait_for_messages(
+    connection: kombu.Connection, name: str, control_redis: Server
+) -> None:
+    with redis.Redis.from_url(control_redis.url) as client:
+        before = blocked(client)
+        channel, _ = consume(connection, name)
+        eventually(lambda: blocked(client) == before + 1, "the read waits")
+        started = time.monotonic()
+        channel.close()
+        assert time.monotonic() - started < LONG_SECONDS
+        # And its read takes no message of others
+        eventually(lambda: blocked(client) == before, "the server has seen its end")
+        client.lpush(name, b"a message")
+        assert client.llen(name) == 1
+
+
+def test_a_message_ends_the_wait_at_once(connection: kombu.Connection, name: str) -> None:
+    _, taken = consume(connection, name)
+    with connection.clone() as other:
+        other.SimpleQueue(name).put("one")
+    started = time.monotonic()
+    connection.drain_events(timeout=WAIT_SECONDS_MAX)
+    assert time.monotonic() - started < LONG_SECONDS
+    assert [message.payload for message in taken] == ["one"]
+    taken[0].ack()
+
+
+def test_a_message_that_came_before_the_close_goes_back_into_the_queue(
+    connection: kombu.Connection, name: str, control_redis: Server
+) -> None:
+    # Given a read whose answer waits in the socket
+    channel, taken = consume(connection, name)
+    reading = channel._in_poll
+    with connection.clone() as other:
+        other.SimpleQueue(name).put("one")
+    eventually(lambda: bool(reading.can_read(timeout=0)), "it has come")
+    # When the channel closes, then the message is not lost
+    channel.close()
+    with redis.Redis.from_url(control_redis.url) as client:
+        assert client.llen(name) == 1
+    assert [message.payload for message in taken] == ["one"]
