@@ -25,8 +25,7 @@ from datadog_api_client.v2.model.http_log import HTTPLog
 from datadog_api_client.v2.model.http_log_item import HTTPLogItem
 
 from checks.loadgen.proxy import Proxy
-from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX
-from checks.testbed.wire import post
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
 
 BEGAN: Final = datetime(2026, 11, 26, tzinfo=UTC)
@@ -176,9 +175,7 @@ def test_all_is_stored_once_through_a_limit_a_cut_a_slow_answer_and_a_restart(na
     # Given a bucket in a debt that it pays once a batch was refused, and a connection that is cut once after its events
     # are stored
     with running_ingest(rate_min=RATE, rate_max=RATE) as edge, contextlib.ExitStack() as stack:
-        edge.publish(RATE)
-        edge.store.set_override(1.0, until=edge.control.clock.now() + RUN_SECONDS_MAX, actor="ann", why="a test")
-        assert post(edge.port, [sample()] * OWED).status == 202
+        edge.owe(OWED)
         proxy = Proxy(edge.port).start()
         stack.callback(proxy.stop)
         proxy.swallow(b"POST", b"202 Accepted", times=1)
@@ -186,7 +183,7 @@ def test_all_is_stored_once_through_a_limit_a_cut_a_slow_answer_and_a_restart(na
         with ThreadPoolExecutor(1) as executor:
             sending = executor.submit(program.run, range(COUNT // 3))
             eventually(lambda: program.seen["429"] > 0, "a batch is refused")
-            edge.store.clear_override(actor="ann", why="a test")
+            edge.pay()
             sending.result(WAIT_SECONDS_MAX)
         assert metric(edge.port, 'http_requests_total{status="429"}') == program.seen["429"] > 0
         assert proxy.counts.swallowed == program.seen["no answer"] == 1

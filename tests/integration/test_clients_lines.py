@@ -20,7 +20,7 @@ from checks.loadgen.proxy import Proxy
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import RUN_SECONDS_MAX
 from checks.testbed.wire import post
-from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest
 
 MIB = 1 << 20
 
@@ -169,11 +169,12 @@ def test_a_restart_of_ingest_loses_and_doubles_nothing(edge: RunningIngest, name
 def test_a_429_is_a_loss_for_the_clients_that_the_page_names(name: str, is_kept: bool) -> None:
     with running_ingest(rate_max=50.0, rate_min=50.0) as edge:
         # Given a bucket that is in debt
-        assert post(edge.port, [sample()] * 100).status == 202
+        edge.owe(50)
         refused = 'sluice_ingest_protocol_requests_total{protocol="lines",status="429"}'
         with HANDLERS[name](edge.port) as handler:
             log_through(handler)
             eventually(lambda: metric(edge.port, refused) >= 1, "a body is refused")
+            edge.pay()
             if is_kept:
                 eventually(lambda: stored(edge) == EXPECTED, "all are stored once")
         assert (stored(edge) == EXPECTED) is is_kept

@@ -12,8 +12,8 @@ from typing import Any
 import uvloop
 
 from checks.testbed import waiting
-from checks.testbed.waiting import PATIENT_APPEND_SECONDS, WAIT_SECONDS_MAX
-from checks.testbed.wire import get
+from checks.testbed.waiting import PATIENT_APPEND_SECONDS, RUN_SECONDS_MAX, WAIT_SECONDS_MAX
+from checks.testbed.wire import get, post
 from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
 from ingest.server import Listener, listen, serve
@@ -135,6 +135,16 @@ class RunningIngest:
             base_rate=rate, floor_rate=min(rate, self.settings.rate_min), mode=mode, lag=lag,
             lag_known_at=now, actor="test",
         )  # fmt: skip
+
+    def owe(self, events: int) -> None:
+        """Accept so many events, and be in debt for them until `pay`, however slow a client is."""
+        self.publish(self.settings.rate_max)
+        self.store.set_override(1.0, until=self.control.clock.now() + RUN_SECONDS_MAX, actor="ann", why="a test")
+        assert post(self.port, [sample()] * events).status == 202
+
+    def pay(self) -> None:
+        """Let the bucket fill at its rate again."""
+        self.store.clear_override(actor="ann", why="a test")
 
     def records(self) -> list[RecordedEvent]:
         """Everything in the memory log, partition by partition."""
