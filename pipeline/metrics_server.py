@@ -32,6 +32,7 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callable
     thread.start()
 
     def stop() -> None:
+        end.shutdown(socket.SHUT_RDWR)  # a close alone would not do: children that were forked since have it too
         end.close()
         thread.join()
         server.server_close()
@@ -58,7 +59,7 @@ def _make_server(host: str, port: int, registry: CollectorRegistry) -> Threading
 
 
 def _serve(server: ThreadingWSGIServer, ended: socket.socket) -> None:
-    """Handle requests, each on a thread of its own, until the other end of `ended` is closed."""
+    """Handle requests, each on a thread of its own, until the other end of `ended` is shut down."""
     server.timeout = 0  # a client may be gone before its connection is accepted
     with ended, selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)

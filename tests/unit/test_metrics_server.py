@@ -1,5 +1,6 @@
 """The port of a process' metrics."""
 
+import multiprocessing
 import socket
 import threading
 import urllib.request
@@ -62,6 +63,23 @@ def test_it_wakes_for_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
     # Then it waited once for each, and for ever
     assert set(limits) == {None}
     assert len(limits) <= 4
+
+
+def test_it_ends_while_a_child_lives_that_was_forked_since() -> None:
+    # Given a worker that has replaced a child of its pool
+    stop = serve_metrics("127.0.0.1", free_port(), CollectorRegistry())
+    forking = multiprocessing.get_context("fork")
+    over = forking.Event()
+    child = forking.Process(target=over.wait)
+    child.start()
+    try:
+        ending = threading.Thread(target=stop, daemon=True)
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+    finally:
+        over.set()
+        child.join()
 
 
 def test_a_port_that_is_taken_is_no_reason_to_end(caplog: pytest.LogCaptureFixture) -> None:
