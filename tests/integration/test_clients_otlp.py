@@ -93,7 +93,7 @@ def test_the_sdk_waits_for_a_429_and_loses_nothing() -> None:
         program.log(300)
         refused = 'sluice_ingest_protocol_requests_total{protocol="otlp",status="429"}'
         eventually(lambda: metric(edge.port, refused) >= 1, "a body is refused")
-        # When it is no more, Then all is stored once
+        # When the debt is paid, Then all is stored once
         edge.pay()
         program.end()
         sent = Counter(record.message for record in edge.records() if record.event_id not in owed)

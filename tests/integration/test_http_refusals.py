@@ -229,7 +229,7 @@ def _calls(function: Callable[[bytes], None], data: bytes) -> int:
     return calls
 
 
-def test_tokens_that_come_unexpectedly_wait_no_longer_than_a_look_is_good(
+def test_tokens_that_come_unexpectedly_reach_a_connection_that_was_refused(
     edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Wire(edge.port) as wire:
