@@ -64,7 +64,7 @@ def resolve_kafka() -> Path:
         raise ServerError(reason)
     KAFKA_LIBS.parent.mkdir(parents=True, exist_ok=True)
     with KAFKA_LIBS.with_name("kafka.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: then this one waits
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may download them: then this one waits
         if not KAFKA_LIBS.is_dir():
             _download_kafka()
     return KAFKA_LIBS
@@ -90,7 +90,7 @@ def _download_kafka() -> None:
 
 
 def kafka_server(home: Path, port: int, controller_port: int, *, host: str = LOOPBACK) -> Server:
-    """The real Apache Kafka as one process (KRaft: broker and controller)."""
+    """The real Apache Kafka as one process (KRaft: broker and controller). Raises ServerError."""
     libs = resolve_kafka()
     base = home / "kafka"
     data = base / "data"

