@@ -35,6 +35,7 @@ class FormerLogs:
         self._found: dict[str, Alarm] = {}
         self._ages: dict[str, Age] = {}  # since a log was last seen
         self._seen: dict[str, Mapping[int, int]] = {}  # the latest ends of each log that this process has seen
+        self._replaced: set[str] = set()  # logs that this process has seen at its address before
 
     def see(self, log_id: str, ends: Mapping[int, int]) -> None:
         """Remember the ends of the present event log, also while PostgreSQL can't record them; raises nothing."""
@@ -66,6 +67,7 @@ class FormerLogs:
         The log may have grown while PostgreSQL was unavailable, or since the latest tick of this process.
         """
         replaced = [one for one in self._seen if one != log_id]
+        self._replaced.update(replaced)
         if not replaced:
             return
         settings = self._settings
@@ -80,15 +82,15 @@ class FormerLogs:
     def _not_in_use(self, log_id: str, now: float) -> list[KnownLog]:
         """Other logs that were not seen for some time; their ages do not depend on steps of PostgreSQL's clock.
 
-        One at the address of the present log was replaced there, so nothing uses it: it is named at once.
+        One that this process has seen at the address of the present log was replaced there, so nothing uses it: it is
+        named at once. The address alone proves nothing: systems on two machines may both use 127.0.0.1.
         """
-        own = without_password(self._settings.event_log_url), _name(self._settings)
         others = self._known.others(log_id, logs_max=KNOWN_MAX)
         self._ages = {log.log_id: self._ages.get(log.log_id, Age()) for log in others}
         aged = [
             replace(log, age_seconds=self._ages[log.log_id].of(log.seen_at, log.age_seconds, now=now)) for log in others
         ]
-        return [log for log in aged if log.age_seconds >= SEEN_SECONDS_MIN or (log.url, log.name) == own][:LOGS_MAX]
+        return [log for log in aged if log.age_seconds >= SEEN_SECONDS_MIN or log.log_id in self._replaced][:LOGS_MAX]
 
     def _look(self, log: KnownLog) -> Alarm | None:
         """Read how many events of an event log are not stored; if it does not respond, use the last known values."""

@@ -70,6 +70,21 @@ def test_steps_of_postgresqls_clock_neither_hide_a_former_log_nor_make_one(setti
         assert "about 30 s ago" in alarm.what
 
 
+def test_a_log_of_another_machine_with_the_same_address_is_in_use(settings: Settings) -> None:
+    # Given two systems with one database, and each with an event log at 127.0.0.1 of its own machine
+    migrate(settings)
+    clock = ManualClock()
+    with contextlib.closing(wiring.make_storage(settings)) as storage:
+        first, second = (FormerLogs(settings, storage.known_logs, storage.offsets, clock) for _ in range(2))
+        # When both run, with events that are not stored yet
+        for _ in range(3):
+            for log_id, system in (("first.4", first), ("second.4", second)):
+                system.see(log_id, {0: 7})
+                # Then neither calls the other's log a former one
+                assert system.alarms(log_id, {0: 7}) == []
+            clock.advance(SEEN_SECONDS_MIN / 2)
+
+
 def test_a_former_log_is_named_until_it_is_stored(former: Settings) -> None:
     # Given a log with ten events of which four are stored, and settings that name another one since
     clock = ManualClock()
