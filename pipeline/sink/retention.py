@@ -88,11 +88,14 @@ class PostgresRetention:
         found = self._session.rows(query("users_of_the_table"))
         since = {str(name): self._users.get(name, float(now)) for name, _, now in found}
         self._users = since
-        long = sorted({int(pid) for name, pid, now in found if now - since[name] > _BATCH_SECONDS_MAX})
+        long = {pid for name, pid, now in found if now - since[name] > _BATCH_SECONDS_MAX}
         if long:
+            # One that was prepared for a commit in two phases has no process.
+            names = [f"pid {', '.join(map(str, pids))}"] if (pids := sorted(long - {None})) else []
+            names += ["prepared: see pg_prepared_xacts"] if None in long else []
             raise SinkUnavailableError(
                 "a day that expired can't be dropped: a transaction has had a lock on log_events for more than "
-                f"{_BATCH_SECONDS_MAX:g} s (pid {', '.join(map(str, long))}): it is tried again when that has ended",
+                f"{_BATCH_SECONDS_MAX:g} s ({'; '.join(names)}): it is tried again when that has ended",
                 is_a_row_possible=False,
             )
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,9 @@ from pipeline.ports.log_trimmer import TrimResult
 from pipeline.ports.retention import DayFacts, RetentionFacts
 from pipeline.retention import Expired, LogRetention, expire, may_be_prepared, overdue_seconds, why_not
 from pipeline.settings import Settings
+from pipeline.sink.queries import query
+from pipeline.sink.retention import PostgresRetention
+from pipeline.sink.session import Session
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX
 
 DAY = 86_400.0
@@ -429,3 +432,29 @@ def test_days_are_made_without_retention() -> None:
 def test_ids_that_would_go_before_their_events_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         Settings(**settings)
+
+
+class PreparedTransaction:
+    """A session of PostgreSQL: a day expired, and a prepared transaction, which has no process, locks the table."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def rows(self, sql: str, *_: Any) -> list[tuple[Any, ...]]:
+        if sql == query("users_of_the_table"):
+            return [("-1/734", None, self.seconds)]
+        if sql == query("expired_day"):
+            return [("log_events_old", "2026-01-01", "2026-01-02")]
+        return [(0 if sql == query("count_day") else None,)]
+
+    def rollback(self) -> None:
+        """End the transaction of a count."""
+
+
+def test_a_prepared_transaction_that_is_in_the_way_of_a_drop_is_named() -> None:
+    session = PreparedTransaction()
+    retention = PostgresRetention(cast("Session", session))
+    assert retention.drop_day() is None  # it may be a batch
+    session.seconds = 4.0
+    with pytest.raises(SinkUnavailableError, match=r"more than 3 s \(prepared: see pg_prepared_xacts\)"):
+        retention.drop_day()
