@@ -569,9 +569,8 @@ class _Run(Generic[Encoded]):
             # If a pause began while this read waited, the records must not be stored.
             return _Did.READ_NOTHING if prefetch.first is None else _Did.READ
         if self._fence_is_unavailable:
-            self._raise_lowest_offset(
-                prefetch.first.batch.next_offset
-            )  # this call is cheaper than writing a batch in vain
+            # This call is cheaper than writing a batch in vain.
+            self._raise_lowest_offset(identity, prefetch.first.batch.next_offset)
             self._fence_is_unavailable = False
         if self._context.pace.must_ask(self._position):
             breaker.call(self._context.sink.probe)  # a success resets the count of failures: the batch is their cause
@@ -594,16 +593,17 @@ class _Run(Generic[Encoded]):
         expected_offset, batch, encoded = piece
         pace, sink, place = self._context.pace, self._context.sink, (identity.log_id, self._partition, expected_offset)
         is_last = self._is_over() or self._context.clock.monotonic() >= self._turn_ends_at
+        raise_lowest_offset = partial(self._raise_lowest_offset, identity, batch.next_offset)
         raising: list[Future[None]] = []
 
         def on_moved() -> None:
-            raising.append(self._executor.submit(self._raise_lowest_offset, batch.next_offset))
+            raising.append(self._executor.submit(raise_lowest_offset))
 
         def before_commit() -> None:
             if raising:
-                raising[0].result()
+                raising[-1].result()  # nobody waits for a transaction that was rolled back before
             else:
-                self._raise_lowest_offset(batch.next_offset)
+                raise_lowest_offset()
 
         try:
             if pace.is_culprit(expected_offset):
@@ -678,9 +678,7 @@ class _Run(Generic[Encoded]):
             extra={"action": "partition_began_late", "partition": self._partition, "offset": late.begin},
         )
 
-    def _raise_lowest_offset(self, next_offset: int) -> None:
-        identity = self._identity
-        assert identity is not None  # noqa: S101 - nothing is stored without an identity
+    def _raise_lowest_offset(self, identity: LogIdentity, next_offset: int) -> None:
         self._context.fence.raise_lowest_offset(identity.log_id, identity.incarnation, self._partition, next_offset)
 
     def _stored(self, result: StoreResult) -> None:

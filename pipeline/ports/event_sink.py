@@ -80,10 +80,10 @@ class EventSink(Protocol[Encoded]):
         The digest of the batch's last record is stored with the offset. `encoded` is the result of `encode`.
 
         `before_commit` runs after all writes and before the commit; if it raises, the transaction is rolled back.
-        `on_moved` begins what `before_commit` then waits for. It runs at most once, after the transaction has moved the
-        offset, so that `settled_offsets` waits for its end, and while the server has more to do; a sink need not call
-        it. `on_encoded` runs at most once, when this process only has to wait for the server: the caller can do other
-        work then. Both must return at once.
+        `on_moved` begins what `before_commit` then waits for. It runs after the transaction has moved the offset, so
+        that `settled_offsets` waits for its end, and while the server has more to do; again if the batch is written
+        again in another transaction. A sink need not call it. `on_encoded` runs at most once, when this process
+        only has to wait for the server: the caller can do other work then. Both must return at once.
 
         Raises SinkUnavailableError, SinkContentionError, OffsetConflictError and PoisonedError. Raises
         BatchRefusedError if a row is refused and the batch has more than `drain_careful_records_max` records. After any

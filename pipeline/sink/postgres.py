@@ -144,6 +144,8 @@ class PostgresSink:
                 self.session.rollback()
                 make_stage(self.session)
                 self._begin(log_id, partition, expected_offset, batch)
+                if on_moved is not None:
+                    on_moved()
                 written = self._write_carefully(log_id, partition, batch, run)
             return written
 

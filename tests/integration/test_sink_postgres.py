@@ -275,6 +275,21 @@ def test_what_a_commit_waits_for_begins_when_the_offset_is_moved(sink: PostgresS
     assert seen == [("moved", 1), ("encoded", 1), ("before commit", 1)]
 
 
+def test_what_a_commit_waits_for_begins_anew_with_another_transaction(sink: PostgresSink) -> None:
+    # Given a batch that is refused once it is sent, so that a second transaction moves the offset
+    log_id, moved = new_log_id(), []
+
+    def look() -> None:
+        [[transaction]] = sink.session.rows("SELECT pg_current_xact_id()::text")
+        moved.append(transaction)
+
+    values = [record(910), record(910)]
+    sink.store(log_id, 0, 0, batch(0, values), before_commit=look, on_moved=lambda: moved.append("moved"))
+    # Then what begins with the move has begun in the one that is committed too
+    assert moved[:2] == ["moved", "moved"]
+    assert len(moved) == 3
+
+
 def sink_time(database_url: str) -> float:
     [(seconds,)] = ask(database_url, "SELECT extract(epoch FROM clock_timestamp())::float8")
     return float(seconds)

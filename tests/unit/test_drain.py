@@ -274,6 +274,32 @@ def test_the_lowest_offset_is_raised_while_the_batch_is_stored(rig: Rig) -> None
     assert not raised.is_set()
 
 
+def test_a_lowest_offset_that_was_raised_for_another_transaction_does_not_count(rig: Rig) -> None:
+    # Given a sink that writes a batch in a second transaction, and a control store that is flushed between the two
+    raised, flushed = threading.Event(), list[bool]()
+
+    class Noting(MemoryOffsetFence):
+        def raise_lowest_offset(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+            super().raise_lowest_offset(log_id, incarnation, partition, offset)
+            raised.set()
+
+    class Twice(MemorySink):
+        def store(self, *place: Any, on_moved: Callable[[], None] | None = None, **named: Any) -> StoreResult:
+            assert on_moved is not None
+            on_moved()
+            assert raised.wait(WAIT_SECONDS_MAX), "nobody raised it"
+            if not flushed:
+                rig.server.flush()
+                flushed.append(True)
+            return super().store(*place, on_moved=on_moved, **named)
+
+    rig.append(0, 5)
+    fence = Noting(rig.settings, rig.server)
+    assert rig.drain(sink=Twice(rig.settings, rig.store), fence=fence).stored == 5
+    # Then no offset that is stored may be used again
+    assert fence.mirror(rig.log_id).lowest_offsets == {0: 5}
+
+
 def test_the_log_is_told_seldom_in_a_backlog_and_at_once_behind_it(rig: Rig) -> None:
     # Given a backlog of 50 batches, of which each takes 10 ms
     told: list[int] = []
