@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 PING_SECONDS: Final = 1.0  # between two checks of an idle event log
 RETRY_SECONDS: Final = 0.2  # between two checks of an event log that is unavailable
-# An idle event log is not checked if the writer of the history has read it, which comes once a second, so late at most.
+# The writer of the history reads the event log once a second, which replaces the check of an idle one. A read that is
+# later than this does not: then the appender checks.
 ANSWER_LATE_SECONDS: Final = 0.1
 LOOK_SECONDS: Final = 5.0  # between two reads of the event log's identity, also under load: it may have new partitions
 FAILED_SECONDS: Final = 3.0  # a failed append counts for so long, even if the event log responds again
@@ -145,7 +146,7 @@ class Appender:
     def note_read(self, *, is_answered: bool) -> None:
         """Record that this process has read the event log's positions by another client. Call it on any thread.
 
-        An answer spares the next check of an idle event log. If there was none, it is checked at once.
+        An answer replaces the next check of an idle event log. If there was none, the check comes at once.
         """
         if is_answered:
             self._answered_at = self._clock.monotonic()
@@ -400,7 +401,7 @@ class Appender:
             self._note_problem(error)
 
     def _is_answered(self) -> bool:
-        """Whether another reader of this process has had an answer since the last check was due."""
+        """Whether another reader of this process has had an answer that replaces the next check."""
         age_seconds = self._clock.monotonic() - self._answered_at
         return self._problem is None and age_seconds < PING_SECONDS
 

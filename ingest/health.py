@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from ingest.appender import LogStatus
+from pipeline.flow.bucket import burst_of
 from pipeline.flow.refusals import Refusals
 from pipeline.follower import ControlSnapshot
 from pipeline.health.judge import judge
@@ -90,7 +91,7 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
         store_problem=problem,
         log_problem=None if sources.log.answers else sources.log.problem or "no reason",
     )
-    capacity = max(1, int(sources.rate * settings.burst_seconds))
+    capacity = burst_of(sources.rate, settings.burst_seconds)
     tokens = sources.outlook.bucket_tokens
     return replace(
         inputs,

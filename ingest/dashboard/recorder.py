@@ -13,6 +13,7 @@ from ingest.dashboard.counter_deltas import CounterDeltas
 from ingest.dashboard.points import Point
 from pipeline.clock import Clock
 from pipeline.errors import RecoverableError, SluiceError, StoreUnavailableError
+from pipeline.flow.bucket import burst_of
 from pipeline.flow.lag import lag_by_partition
 from pipeline.follower import ControlFollower
 from pipeline.health.outlook import FRESH_SECONDS, Lookout
@@ -120,7 +121,7 @@ class Recorder:
         control = self._follower.newest
         rate, tokens = self._admission.rate(now), self._admission.tokens_seen(now)
         # As in health: a lease adds to a full bucket, and more tokens than its capacity would confuse the reader.
-        capacity = max(1, int(rate * self._burst_seconds))
+        capacity = burst_of(rate, self._burst_seconds)
         sample: dict[str, Any] = {
             "rate": round(rate, 1),
             "tokens": None if tokens is None else min(tokens, capacity),

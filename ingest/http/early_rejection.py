@@ -9,8 +9,8 @@ to find the account, this module would have to read every head.
 If writers need an API key (INGEST_KEYS), requests without a valid one are rejected here too. While a connection sends
 valid keys, its heads are not read here: the normal path checks each key.
 
-While many requests are rejected, each of them does only what differs from the one before: a connection knows the head
-that it repeats, and a look at the gate is good for a millisecond.
+While many requests are rejected, the work for each is only what differs from the one before: a connection recognises a
+head that it repeats, and a closed gate is looked at again after a millisecond.
 """
 
 import math

@@ -165,7 +165,7 @@ def _remove_stale_lock(data: Path) -> list[str]:
     deadline = time.monotonic() + _ORPHANS_SECONDS_MAX
     while True in (others := {_is_postgres_of(data, other) for other in psutil.process_iter()}):
         if time.monotonic() > deadline:
-            return []  # PostgreSQL tells what to do
+            return []  # PostgreSQL's own error names the memory that they hold
         time.sleep(0.02)
     owner = _process(pid)
     if owner is None or None in others:

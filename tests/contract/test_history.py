@@ -182,10 +182,14 @@ def test_what_redis_keeps_expires_and_takes_a_few_hundred_kilobytes(control_redi
 
 def test_at_its_memory_limit_redis_takes_no_history(own_control_redis: Server) -> None:
     history = RedisHistory(control_settings(own_control_redis.url))
+    history.add({"admitted": 1}, {})  # from now on the server has the script
     with redis.Redis.from_url(own_control_redis.url) as client:
         client.config_set("maxmemory", "1")
         with pytest.raises(StoreUnavailableError):
             history.add({"admitted": 1}, {})
+        # Also if the read in the same round trip is answered
+        with pytest.raises(StoreUnavailableError):
+            history.add_and_read({"admitted": 1}, {}, after="", entries_max=1)
         client.config_set("maxmemory", "64mb")
     history.add({"admitted": 1}, {})
 
