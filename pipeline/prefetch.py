@@ -144,7 +144,7 @@ class Prefetch(Generic[Encoded]):
         if rest is None or rest.offset != batch.next_offset:  # a hole: the next read judges it
             return
         self._pieces.clear()
-        self._take(offset, self._cut(replace(batch, values=[*batch.values, *rest.values])))
+        self._add(offset, self._cut(replace(batch, values=[*batch.values, *rest.values])))
         self._read_was_full = len(rest.values) >= wanted
 
     def begin(self) -> None:
@@ -209,8 +209,12 @@ class Prefetch(Generic[Encoded]):
             self._read_was_full = False
             return
         _check_hole(self._partition, offset, batch)
-        count = len(batch.values)
-        self._read_was_full = count >= self._records_next
+        self._read_was_full = len(batch.values) >= self._records_next
+        self._add(offset, read)
+
+    def _add(self, offset: int, read: "_Read[Encoded]") -> None:
+        """Add the pieces of a read at `offset`, and note the size of its records."""
+        count = sum(len(piece.values) for piece in read.pieces)
         bytes_max = self._settings.drain_batch_bytes_max
         self._records_next = max(
             1, min(self._settings.drain_batch_records_max, bytes_max * count // max(1, read.bytes))
