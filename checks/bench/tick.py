@@ -71,6 +71,7 @@ def _measure(urls: Settings, policy: str, partitions: int, ticks: int) -> TickCo
         append_seconds_max=30.0,
         no_progress_seconds_max=3600.0,  # nothing is stored here, and a tick would check why
         drain_stalled_seconds_max=3600.0,
+        drains_max=min(PARTITIONS),  # each drain that is lacking gets a hint, which is a round trip
     )
     settings = direct
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+import psutil
 import psycopg2
 import pytest
 
@@ -146,6 +147,7 @@ def test_a_drop_does_not_hold_up_batches_for_a_transaction_that_stays(
         with pytest.raises(SinkUnavailableError, match=rf"more than 3 s \(pid {reader.info.backend_pid}\)"):
             retention.drop_day()
     # And when the reader is gone, the day goes
+    wait_until(lambda: not psutil.pid_exists(reader.info.backend_pid), "the reader's session has ended")
     assert retention.drop_day() == (gone, 0)
 
 

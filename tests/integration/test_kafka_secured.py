@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import ROOT, Program, http_status, ingest
-from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually, wait_until
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError
 from pipeline.log.kafka import KafkaLog
 from pipeline.settings import Settings
@@ -90,6 +90,8 @@ def test_a_user_with_the_documented_rights_needs_no_others(
     with pytest.raises((LogMisconfiguredError, LogUnavailableError), match=r"may not see it|no right"):
         log.identity()
     secured_kafka.allow(NARROW_USER, log._settings.log_topic, log._settings.kafka_group)
+    # (the broker learns of rights from the controller, a moment later)
+    eventually(log.identity, "the user sees the topic", passing=(LogMisconfiguredError, LogUnavailableError))
     works(log)
 
 
