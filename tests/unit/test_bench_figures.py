@@ -58,6 +58,11 @@ REFUSED_BODY, REFUSED_SINGLE, REFUSED_BY_HANDLER = (
     Measured("M4", what, "refusals-redis")
     for what in ("CPU of a 429 / a 202, bodies", "CPU of a 429 / a 202, single", "CPU of a single's 429")
 )
+DRAIN = Measured("M7", "rows/s of a drain", *(f"drain-redis-{number}" for number in (1, 2, 3)))
+BY_DAY, BY_DAY_STORED = (
+    tuple(Measured(mark, what, "by-day-redis") for what in (first, "… / a drain into one table"))
+    for mark, first in (("M7", "rows/s of a drain"), ("M8", "drain / COPY with 5,000,000"))
+)
 DECODES, DECODES_PROTOBUF = (
     Measured("M14", f"records a CPU-second, OTLP/{kind}: ingest / Collector", "collector-redis")
     for kind in ("JSON", "protobuf")
@@ -111,6 +116,9 @@ OF_RATIOS: Final = {
     ("M9", "age of the oldest"): (f"{OLDEST.middle(1)} s; {OLDEST_ON_KAFKA.middle(1)} s", ""),
     ("M10", "frozen"): (f"{FROZEN.middle()}; {FROZEN_ON_KAFKA.middle()}", FROZEN.spread()),
     ("M10", "… until"): (f"{REPAIRED.middle(1)} s; {REPAIRED_ON_KAFKA.middle(0)} s", REPAIRED.spread(0)),
+    ("M7", "rows/s of a drain"): (DRAIN.middle(), DRAIN.spread()),
+    ("M8", "5 million stored by day"): joined(BY_DAY_STORED),
+    ("M8", "300,000 rows by day"): joined(BY_DAY),
     ("M12", "API keys"): joined(KEYS),
     ("M12", "… TLS:"): joined(TLS),
     ("M12", "… TLS with certificates"): joined(CLIENTS),
