@@ -160,6 +160,8 @@ class QueueWatch:
             return
         _logger.error("%s", self.progress.words, extra={"action": "takes_nothing", "queue": self._queue.value})
         if remedy is Remedy.CONNECT:
+            # An error of one callback makes the event loop drop those of the same turn, perhaps the answer.
+            self._is_asked = False
             self._consumer.hub.call_soon(self._lose, self._consumer.connection)
         else:
             end_now(worker)

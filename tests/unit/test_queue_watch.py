@@ -270,6 +270,34 @@ def test_an_event_loop_is_woken_for_an_answer_only_while_messages_wait(monkeypat
     assert [callback.__name__ for callback in asked] == ["_answer", "_lose"]
 
 
+def test_an_answer_that_was_dropped_with_the_connection_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a worker whose new connection was made in the turn in which its event loop would have answered
+    settings, clock, asked = Settings(), ManualClock(), list[Any]()
+    pool = SimpleNamespace(num_processes=4)
+    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(clock), sluice_pause_follower=None)
+    consumer = SimpleNamespace(
+        app=app, pool=pool, connection=object(),
+        controller=SimpleNamespace(blueprint=SimpleNamespace(state=RUN), pool=pool),
+        hub=SimpleNamespace(call_soon=lambda callback, *_: asked.append(callback)),
+    )  # fmt: skip
+    monkeypatch.setattr(queue_watch, "end_now", lambda _: pytest.fail("the worker was ended"))
+    watch = QueueWatch(consumer, Queue.BATCHES)
+    watch._clock, watch._queues = clock, SimpleNamespace(waiting=lambda _queue: 3)  # type: ignore[assignment]
+    while watch.progress.failures == 0:
+        clock.advance(LOOK_SECONDS)
+        watch.look()
+    asked.clear()
+    # When all places of its pool have long tasks
+    monkeypatch.setattr(worker_state, "reserved_requests", set(range(4)))
+    for _ in range(int((LIMIT + 5) / LOOK_SECONDS)):
+        clock.advance(LOOK_SECONDS)
+        watch.look()
+        while asked:
+            asked.pop()()
+    # Then these are its excuse, as before
+    assert watch.progress.failures == 1
+
+
 def test_places_of_both_queues_are_lost_after_the_longest_task_of_both() -> None:
     settings = Settings()
     app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(ManualClock()))
