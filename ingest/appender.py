@@ -143,12 +143,13 @@ class Appender:
             problem = failure[1]
         return LogStatus(answers=problem is None, is_full=now < self._full_until, problem=problem)
 
-    def note_read(self, *, is_answered: bool) -> None:
-        """Record that this process has read the event log's positions by another client. Call it on any thread.
+    def note_read(self, identity: LogIdentity | None) -> None:
+        """Record that another client of this process has read the positions of this log. Call it on any thread.
 
-        An answer replaces the next check of an idle event log. If there was none, the check comes at once.
+        That replaces the next check of an idle event log. If the log did not answer (None), or is another one than at
+        the appender's last check, the check comes at once.
         """
-        if is_answered:
+        if identity is not None and identity == self._identity:
             self._answered_at = self._clock.monotonic()
             return
         self._answered_at = -math.inf

@@ -176,7 +176,7 @@ class IngestService:
             settings=self.settings,
             clock=self.clock,
             loop=self.loops.add(LoopName.HISTORY),
-            on_log_read=lambda is_answered: self.appender.note_read(is_answered=is_answered),
+            on_log_read=self.appender.note_read,
         )
 
     async def start(self) -> None:

@@ -22,7 +22,7 @@ from pipeline.loops import Loop
 from pipeline.names import LEASE_HISTORY
 from pipeline.ports.control import ControlState, Leases, paused
 from pipeline.ports.history import COUNTS, HISTORY_ENTRIES_MAX, History
-from pipeline.ports.log import EventLog
+from pipeline.ports.log import EventLog, LogIdentity
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,12 @@ class Recorder:
         settings: Settings,
         clock: Clock,
         loop: Loop,
-        on_log_read: Callable[[bool], None] = lambda _: None,
+        on_log_read: Callable[[LogIdentity | None], None] = lambda _: None,
     ) -> None:
-        """`on_log_read` is called on the thread after each read of the event log: whether it answered."""
+        """`on_log_read` is called on the thread after each read of the event log.
+
+        It gets the identity of the log that answered; None if it did not answer, or not for all partitions.
+        """
         self._readers = readers
         self._on_log_read = on_log_read
         self._deltas = deltas
@@ -74,7 +77,7 @@ class Recorder:
         self._loop = loop
         self._is_unavailable = False
         self._lookout = Lookout(settings)  # used on the executor's thread
-        self._partitions: tuple[float, int] | None = None  # of the log, and when they were read; None: unknown
+        self._identity: tuple[float, LogIdentity] | None = None  # of the log, and when it was read; None: unknown
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
@@ -161,27 +164,27 @@ class Recorder:
         self._is_unavailable = False
         return seen
 
-    def _log_partitions(self) -> int:
-        """The number of the log's partitions. Raises what `EventLog.identity` raises."""
+    def _log_identity(self) -> LogIdentity:
+        """The identity of the log, at most IDENTITY_SECONDS old. Raises what `EventLog.identity` raises."""
         now = self._clock.monotonic()
-        if self._partitions is None or now - self._partitions[0] >= IDENTITY_SECONDS:
-            self._partitions = (now, self._readers.log.identity().partitions)
-        return self._partitions[1]
+        if self._identity is None or now - self._identity[0] >= IDENTITY_SECONDS:
+            self._identity = (now, self._readers.log.identity())
+        return self._identity[1]
 
     def _positions(self) -> dict[str, Any]:
         """The consumed offsets of the event log; empty if it does not respond, or not for all partitions."""
         try:
-            partitions = self._log_partitions()
+            identity = self._log_identity()
             positions = self._readers.log.positions()
         except (RecoverableError, SluiceError):
-            self._partitions = None
-            self._on_log_read(False)
+            self._identity = None
+            self._on_log_read(None)
             return {}
         lags = lag_by_partition(positions, None)
-        is_whole = lags is not None and len(lags) >= partitions
-        self._on_log_read(is_whole)
-        if lags is None or not is_whole:
+        if lags is None or len(lags) < identity.partitions:
+            self._on_log_read(None)
             return {}
+        self._on_log_read(identity)
         offsets = {position.partition: max(position.begin, position.committed or 0) for position in positions}
         return {
             "lags": [lags[partition] for partition in sorted(lags)],

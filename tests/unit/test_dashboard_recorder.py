@@ -33,10 +33,10 @@ def test_the_logs_identity_is_read_every_few_seconds_and_after_a_failure() -> No
     log, clock = Log(), ManualClock()
     readers: Any = SimpleNamespace(log=log)
     none: Any = None
-    answered: list[bool] = []
+    read: list[Any] = []
     recorder = Recorder(
         readers, deltas=none, admission=none, follower=none, settings=Settings(), clock=clock, loop=none,
-        on_log_read=answered.append,
+        on_log_read=read.append,
     )  # fmt: skip
     # When it samples each second, then it reads the positions each time, and the identity once
     for _ in range(int(IDENTITY_SECONDS)):
@@ -52,8 +52,9 @@ def test_the_logs_identity_is_read_every_few_seconds_and_after_a_failure() -> No
     assert recorder._positions() == {}
     assert recorder._positions() != {}
     assert log.identities == 3
-    # Each read is told with whether all have answered
-    assert answered == [True] * int(IDENTITY_SECONDS) + [False, False, True]
+    # Each read is reported with the log that answered for all partitions, or with none
+    whole = SimpleNamespace(partitions=2)
+    assert read == [whole] * int(IDENTITY_SECONDS) + [None, None, whole]
     recorder.close()
 
 

@@ -501,8 +501,9 @@ def test_an_idle_log_is_asked_once_a_period_by_all_readers_of_its_process() -> N
             asked.append(clock.monotonic())
             return super().positions(log_id)
 
-    clock = ManualClock()
-    appender = Appender(Counted(), Settings(), clock, IngestMetrics(CollectorRegistry()))
+    clock, log = ManualClock(), Counted()
+    other_reader = MemoryLog(server=log.server)
+    appender = Appender(log, Settings(), clock, IngestMetrics(CollectorRegistry()))
     assert appender._ask_identity()
 
     def check(*, after: float) -> int:
@@ -513,13 +514,18 @@ def test_an_idle_log_is_asked_once_a_period_by_all_readers_of_its_process() -> N
 
     assert check(after=1.0) == 1
     # When that one was answered, then this check asks nothing
-    appender.note_read(is_answered=True)
+    appender.note_read(other_reader.identity())
     assert check(after=0.9) == 0
     # When its answer is late, or there was none, then it does
     assert check(after=0.2) == 1
-    appender.note_read(is_answered=True)
-    appender.note_read(is_answered=False)
+    appender.note_read(other_reader.identity())
+    appender.note_read(None)
     assert check(after=0.1) == 1
+    # When another log answers, since the log was emptied, then the check notices that as soon as without that reader
+    log.server.flush()
+    appender.note_read(other_reader.identity())
+    assert check(after=0.1) == 1
+    assert "is not the same log" in str(appender.status(clock.monotonic()).problem)
 
 
 @pytest.mark.usefixtures("patient_thread")
@@ -527,10 +533,10 @@ async def test_a_log_that_did_not_answer_another_reader_is_checked_at_once(rigs:
     # Given an appender whose next check is far away, also by the last answer
     rig = await rigs()
     await until(rig.is_idle)
-    rig.appender.note_read(is_answered=True)
+    rig.appender.note_read(rig.log.identity())
     rig.log.server.is_down = True
     # When the other reader gets no answer
-    rig.appender.note_read(is_answered=False)
+    rig.appender.note_read(None)
     await until(lambda: not rig.appender.status(time.monotonic()).answers)
     rig.log.server.is_down = False
     await until(lambda: rig.appender.status(time.monotonic()).answers)
