@@ -392,8 +392,7 @@ class IngestMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.answers = INGEST_ANSWERS.loop_counter(registry)
         self.accepted_answers = self.answers.labels("accepted")  # that of every accepted request, looked up once
-        self.accepted_events = ACCEPTED_EVENTS.loop_counter(registry)
-        self.accepted = self.accepted_events.labels()
+        self.accepted = ACCEPTED_EVENTS.loop_counter(registry).labels()
         self.protocol_requests = PROTOCOL_REQUESTS.loop_counter(registry)
         self.protocol_events = PROTOCOL_EVENTS.loop_counter(registry)
         self._answered: dict[tuple[ProtocolName, str, int], Count] = {}  # looking one up by labels takes longer
