@@ -167,11 +167,18 @@ def _remove_stale_lock(data: Path) -> list[str]:
         if time.monotonic() > deadline:
             return []  # PostgreSQL's own error names the memory that they hold
         time.sleep(0.02)
-    owner = _process(pid)
+    owner = _name_of(pid)
     if owner is None or None in others:
         return []
     path.unlink()
-    return [f"removed {path}: process {pid} in it is {owner.name()} now, no PostgreSQL of this folder"]
+    return [f"removed {path}: process {pid} in it is {owner} now, no PostgreSQL of this folder"]
+
+
+def _name_of(pid: int) -> str | None:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _process(pid: int) -> psutil.Process | None:
