@@ -167,11 +167,11 @@ def _remove_stale_lock(data: Path) -> list[str]:
         if time.monotonic() > deadline:
             return []  # PostgreSQL's own error names the memory that they hold
         time.sleep(0.02)
-    owner = _name_of(pid)
-    if owner is None or None in others:
+    name = _name_of(pid)
+    if name is None or None in others:
         return []
     path.unlink()
-    return [f"removed {path}: process {pid} in it is {owner} now, no PostgreSQL of this folder"]
+    return [f"removed {path}: process {pid} in it is {name} now, no PostgreSQL of this folder"]
 
 
 def _name_of(pid: int) -> str | None:
