@@ -21,7 +21,7 @@ from supervisor.states import ProcessStates
 from supervisor.xmlrpc import SupervisorTransport
 
 from pipeline.running import supervisor_pid
-from stack.servers import ROOT, ServerError
+from stack.servers import ROOT, ServerError, runs
 
 STOP_SECONDS_MAX: Final = 90.0  # to stop everything in order; then processes are killed
 _LEFT_SECONDS_MAX: Final = 10.0  # for the leftovers of a killed supervisor to end themselves, in each of three steps
@@ -213,11 +213,19 @@ def _end(processes: list[psutil.Process]) -> None:
                 process.terminate()
             elif process.ppid() not in {other.pid for other in processes}:
                 process.send_signal(signal.SIGINT)  # the postmaster's fast shutdown; it ends its children
-    _, alive = psutil.wait_procs(processes, timeout=_LEFT_SECONDS_MAX)
+    alive = _left_of(processes)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=_LEFT_SECONDS_MAX)
+    _left_of(alive)
+
+
+def _left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Wait for the end of processes; returns those that still run after _LEFT_SECONDS_MAX."""
+    deadline = time.monotonic() + _LEFT_SECONDS_MAX
+    while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
 
 
 def _files() -> int:

@@ -8,7 +8,7 @@ from stack.servers.ports import LOOPBACK, free_port, keep_to_own_ports, port_is_
 from stack.servers.postgres import DATABASE, postgres_bin, postgres_server, postgres_url
 from stack.servers.programs import ROOT
 from stack.servers.redis import redis_binary, redis_server, redis_url
-from stack.servers.server import Server, ServerError, wait_ended, wait_stopped
+from stack.servers.server import Server, ServerError, runs, wait_ended, wait_stopped
 
 __all__ = [
     "DATABASE",
@@ -31,6 +31,7 @@ __all__ = [
     "redis_server",
     "redis_url",
     "resolve_kafka",
+    "runs",
     "wait_ended",
     "wait_stopped",
 ]

@@ -152,13 +152,14 @@ def wait_ended(members: Iterable[psutil.Process], *, seconds_max: float = 60.0) 
     """
     deadline = time.monotonic() + seconds_max
     for member in members:
-        while _runs(member):
+        while runs(member):
             if time.monotonic() > deadline:
                 raise ServerError(f"process {member.pid} has not ended within {seconds_max:g} s of SIGKILL")
             time.sleep(0.001)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended. A zombie has: not every init reaps those that it inherits."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -21,6 +21,7 @@ from stack.servers import (
     postgres_server,
     redis_server,
     resolve_kafka,
+    runs,
     wait_stopped,
 )
 
@@ -135,13 +136,7 @@ def test_a_server_that_was_killed_has_no_process_left(cluster: Server) -> None:
         assert len(members) > 20
         # When it is killed, then none of its processes runs when that returns
         cluster.kill()
-        assert [member for member in members if _runs(member)] == []
-
-
-def _runs(member: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
-    return False
+        assert [member for member in members if runs(member)] == []
 
 
 @pytest.mark.parametrize("is_reused", [False, True], ids=["its number is free", "another program has its number"])

@@ -17,7 +17,7 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from stack.__main__ import _first_event, main
 from stack.config import StackConfig
 from stack.servers import ServerError
-from stack.supervision import Program, Supervisor
+from stack.supervision import Program, Supervisor, _end
 from stack.system import System
 
 
@@ -226,3 +226,20 @@ def test_the_first_event_trusts_the_certificate_of_ingest_and_names_the_client_s
     assert curl.startswith("  curl -i https://localhost:8080/api/logs --cacert '/etc/my certs/ingest.pem' -H ")
     curl, _ = _first_event("https://localhost:8080", settings | {"INGEST_TLS_CLIENT": "required"}, needs_key=False)
     assert " --cacert '/etc/my certs/ingest.pem' --cert CLIENT.pem -H " in curl
+
+
+def test_a_process_that_nobody_reaps_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process whose parent never waits for it, as in a container whose init does not
+    program = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout is not None
+            child = psutil.Process(int(parent.stdout.readline()))
+            killed: list[int] = []
+            monkeypatch.setattr(psutil.Process, "kill", lambda process: killed.append(process.pid))
+            # When it is ended, then nothing more is done about the zombie
+            _end([child])
+            assert child.status() == psutil.STATUS_ZOMBIE
+            assert killed == []
+        finally:
+            parent.kill()
