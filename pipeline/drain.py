@@ -665,9 +665,9 @@ class _Run(Generic[Encoded]):
             )
 
     def _note_late_begin(self, batch: LogBatch) -> None:
-        """Report that the first batch of a partition is not the log's first, unless the log itself declares that."""
+        """Report that earlier records were stored elsewhere or are lost, unless the log itself declares that."""
         late, self._log_begin = self._log_begin, None
-        if late is None or late.begin == 0 or batch.gap_from == 0:
+        if late is None or late.missing_below == 0 or batch.gap_from == 0:
             return
         self._began_late = late
         _logger.warning(

@@ -6,6 +6,7 @@ from typing import Final
 
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvent
+from pipeline.text import counted
 
 # For events of versions that recorded no reason of the policy.
 _LAG: Final[dict[str, str]] = {
@@ -133,9 +134,17 @@ def _words(kind: ControlEventKind, data: dict[str, str], *, has_moved: bool) -> 
         case ControlEventKind.DRAINER_TERMINATED:
             return f"Stalled drain of partition {data['partition']} ended"
         case ControlEventKind.BEGAN_LATE:
+            committed = int(data.get("committed", 0))
+            if committed > int(data["end"]):
+                return (
+                    f"Partition {data['partition']} is stored again from offset {data['end']}: drains had stored it up "
+                    f"to {committed}, and this database had nothing"
+                )
             return (
                 f"Partition {data['partition']} begins at offset {data['end']}: nothing below is stored from this log"
             )
+        case ControlEventKind.LATE_BEGIN_ACCEPTED:
+            return f"Late begin of {counted(len(data['ends'].split()), 'partition')} accepted"
         case ControlEventKind.LOG_TAIL_LOST:
             return f"The event log lost up to {int(data['events']):,} accepted events"
         case ControlEventKind.GAP_SKIPPED:

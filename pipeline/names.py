@@ -270,7 +270,8 @@ class ControlEventKind(StrEnum):
     GAP_SKIPPED = "gap_skipped"  # an operator gave up the offsets of a hole in the log
     POISON_ACCEPTED = "poison_accepted"  # an operator had a batch stored although many of its records are refused
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # an operator had dead letters tried again
-    BEGAN_LATE = "began_late"  # no record of a partition was stored, and the log no longer holds its first offsets
+    BEGAN_LATE = "began_late"  # nothing of a partition was stored here, and earlier records were elsewhere or are lost
+    LATE_BEGIN_ACCEPTED = "late_begin_accepted"  # an operator said that the sink is meant to lack these records
     LOG_TAIL_LOST = "log_tail_lost"  # the event log came back without accepted events that were not stored
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
 

@@ -246,7 +246,7 @@ def _tick(
     positions = _measure(state, log, sink, sample, control.clock)
     _record_lost_tail(state, sample, control.events, actor)
     if sample.stored is not None:
-        _look_after_offsets(log, positions, sample, sink=sink, control=control, state=state, actor=actor)
+        # Before the log's commits are corrected: they say what another sink has stored.
         late = control.late_begins.look(
             settings,
             sample.log_id or "",
@@ -256,6 +256,7 @@ def _tick(
             events=control.events,
             actor=actor,
         )
+        _look_after_offsets(log, positions, sample, sink=sink, control=control, state=state, actor=actor)
         sample.alarms += [] if late is None else [late]
     _hear_troubles(control, sample)
     _compare_clocks(looks, sample, settings, actor)

@@ -21,12 +21,13 @@ from pipeline.control_store.connection import ControlConnection
 from pipeline.control_store.redis_cluster import refuse_cluster
 from pipeline.control_store.rights import Role
 from pipeline.control_store.rights_check import check_rights
-from pipeline.errors import RecoverableError, SinkMisconfiguredError
+from pipeline.errors import RecoverableError, SinkMisconfiguredError, SluiceError
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import total_lag
 from pipeline.health.runbooks import runbook_place
-from pipeline.late_begin import begin_late, late_begin_advice, late_begin_words
+from pipeline.late_begin import EVENTS_SEARCHED, begin_late, late_begin_advice, late_begin_words, not_accepted
 from pipeline.names import AlarmCode
+from pipeline.ports.control import ControlEvent
 from pipeline.ports.log import PartitionPosition
 from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to, stopped_system
 from pipeline.secrets import url_problem
@@ -315,14 +316,21 @@ def stored(scene: Scene) -> Iterator[Finding]:
         log_id = log.identity().log_id
         positions = log.positions()
         offsets = storage.offsets.stored_offsets(log_id)
-    yield stored_finding(settings, log_id, positions, offsets)
+    events: Sequence[ControlEvent] = ()
+    with contextlib.suppress(SluiceError):  # then nothing counts as accepted by an operator; another line says why
+        events = wiring.make_control_events(settings).last(EVENTS_SEARCHED)
+    yield stored_finding(settings, log_id, positions, offsets, events)
 
 
 def stored_finding(
-    settings: Settings, log_id: str, positions: Sequence[PartitionPosition], offsets: Mapping[int, int]
+    settings: Settings,
+    log_id: str,
+    positions: Sequence[PartitionPosition],
+    offsets: Mapping[int, int],
+    events: Sequence[ControlEvent] = (),
 ) -> Finding:
-    """How much of the event log is stored, or what the sink lacks of it."""
-    late = begin_late(log_id, positions, offsets).values()
+    """How much of the event log is stored, or what the sink lacks of it and no operator has accepted."""
+    late = not_accepted(settings, log_id, begin_late(log_id, positions, offsets), events).values()
     if late:
         return Finding("stored", State.WRONG, late_begin_words(settings, late), late_begin_advice(settings, late))
     lost = {one.partition: one.begin - offsets.get(one.partition, one.begin) for one in positions}

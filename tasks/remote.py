@@ -28,7 +28,7 @@ from pipeline.refusals_text import refusals_text, throttle_document
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from pipeline.text import counted
-from tasks import commands, key_commands, stopped
+from tasks import commands, key_commands, late_begins, stopped
 from tasks.context import WorkerContext
 from tasks.keys import protocols_of
 from tasks.remote_client import NOT_MINE
@@ -364,6 +364,12 @@ def accept_poison(state: Any, words: Any = (), by: str = "", ticket: str = "", *
     if numbers is None:
         return _usage("a partition is missing", "accept_poison [--dry-run] <partition> [reason …]")
     return _done(state, ticket, lambda context: stopped.accept(context, by, numbers[0], why, dry_run=dry_run))
+
+
+@control_command(name="accept_late_begin", variadic="words", signature="[reason …]")
+def accept_late_begin(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """End the reason `began_late` after an intended change of the database; a later, other late begin is one again."""
+    return _done(state, ticket, lambda context: late_begins.accept(context, by, _why(words)))
 
 
 # --- Inside ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ OURS: Final = frozenset(
         "poison",
         "skip_gap",
         "accept_poison",
+        "accept_late_begin",
     }
 )
 KEYS_CREATE: Final = "keys_create"

@@ -392,6 +392,12 @@ def began_late(act: Act) -> None:
     act.note("step 2: the right database is put back, and the workers are started again")
     _replace_database(act, "DROP DATABASE sluice", "ALTER DATABASE before RENAME TO sluice")
     act.see_end("began_late")
+    act.note("made: the database is replaced once more, and this time the new one is meant")
+    _replace_database(act, "ALTER DATABASE sluice RENAME TO before", "CREATE DATABASE sluice")
+    act.see("began_late", "stored before")
+    act.note("step 4: the new database is accepted")
+    act.run(f"{_CONTROL} accept_late_begin a new server")
+    act.see_end("began_late")
     act.send(1, key="late")
     _until_all_is_stored(act)
 

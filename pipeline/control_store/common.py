@@ -34,7 +34,7 @@ _FOLDED_BY: Final[dict[ControlEventKind, tuple[str, ...]]] = {
     ControlEventKind.RESUMED: ("reason", "left"),
     ControlEventKind.STATE_RESTORED: ("reasons",),
     ControlEventKind.DRAINER_TERMINATED: ("partition",),
-    ControlEventKind.BEGAN_LATE: ("partition", "end"),
+    ControlEventKind.BEGAN_LATE: ("partition", "end", "committed"),
 }
 # A policy whose rate moves at each tick has an event ratio. Its changes of one mode and cause are one event, from the
 # first rate to the newest. An operator's rate is not the policy's.

@@ -14,7 +14,7 @@ local FOLDED_BY = {
   resumed = { 'reason', 'left' },
   state_restored = { 'reasons' },
   drainer_terminated = { 'partition' },
-  began_late = { 'partition', 'end' }
+  began_late = { 'partition', 'end', 'committed' }
 }
 -- A policy whose rate moves at each tick has an event ratio. Its changes of one mode and cause are one event, from the
 -- first rate to the newest. An operator's rate is not the policy's.

@@ -207,6 +207,7 @@ def test_a_limit_of_an_account_holds_and_outlives_a_flush(rig: Rig) -> None:
         (["set_bands", "5", "2"], "is not below the upper one"),
         (["skip_gap", "1", "2"], "a partition and two offsets are needed"),
         (["accept_poison", "1"], "partition 1: no batch is saved"),
+        (["accept_late_begin", "a", "new", "server"], "there is nothing to accept"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

@@ -17,8 +17,9 @@ from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import LogPartialError, RecoverableError
-from pipeline.names import ControlEventKind, PauseReason
+from pipeline.names import AlarmCode, ControlEventKind, PauseReason
 from pipeline.policies import make_policy
+from pipeline.ports.control import Alarm
 from pipeline.ports.log import EventLog
 from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regulate
 from pipeline.settings import Settings
@@ -28,7 +29,7 @@ from pipeline.urls import place_of
 from support.event_logs import KafkaRig, LogRig, RedisRig, patient_log, recovered
 from support.postgres_links import Pair, primary_and_standby
 from support.records import record
-from tasks import commands, stopped
+from tasks import commands, late_begins, stopped
 from tasks.context import WorkerContext
 from tasks.drain import _tell
 from tasks.pausing import pause_until_resumed
@@ -85,6 +86,19 @@ class Rig:
             actor="test",
         )  # fmt: skip
 
+    def alarms(self) -> tuple[Alarm, ...]:
+        """What the next tick publishes."""
+        reports: list[RegulateReport] = []
+
+        def ticked() -> bool:
+            reports.append(self.tick())
+            return reports[-1].ran
+
+        eventually(ticked, "the next period")
+        published = reports[-1].published
+        assert published is not None
+        return published.alarms
+
     def pauses(self) -> list[tuple[PauseReason, int | None]]:
         return [(pause.reason, pause.partition) for pause in self.context.control_store.state().pauses or ()]
 
@@ -99,7 +113,7 @@ def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
 def running_rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
     """On the log that is the fixture's parameter."""
     changed = replace(
-        settings, drain_run_seconds_max=20.0, drain_poll_seconds=0.1, drain_batch_records_max=50,
+        settings, regulate_seconds=0.1, drain_run_seconds_max=20.0, drain_poll_seconds=0.1, drain_batch_records_max=50,
         poison_run_records_max=5, poison_condemned_records_max=2,
     )  # fmt: skip
     log: LogRig
@@ -253,6 +267,37 @@ def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(r
     rig.append(10, 12)
     rig.drain()
     assert [event.kind for event in rig.context.events.last(9)].count(ControlEventKind.BEGAN_LATE) == 1
+    # And it is a reason of health, until an operator accepts it
+    assert [alarm.code for alarm in rig.alarms()] == [AlarmCode.BEGAN_LATE]
+    said = late_begins.accept(rig.context, "ann@desk", "they were of a test")
+    assert said.startswith("Accepted by ann@desk: they were of a test. Neither the event log nor PostgreSQL")
+    assert rig.alarms() == ()
+    with pytest.raises(commands.CommandError, match="there is nothing to accept"):
+        late_begins.accept(rig.context, "ann@desk", "once more")
+    [accepted] = [e for e in rig.context.events.last(9) if e.kind is ControlEventKind.LATE_BEGIN_ACCEPTED]
+    assert (accepted.actor, accepted.why, accepted.data["ends"]) == ("ann@desk", "they were of a test", "0:4")
+
+
+def test_an_empty_database_beside_a_log_that_keeps_what_was_stored_stays_a_reason(rig: Rig) -> None:
+    # Given a log that keeps what was stored, as a topic of Kafka does
+    rig.settings = replace(rig.settings, log_trim=False)
+    rig.context = WorkerContext(rig.settings)  # the fixture closes the first one
+    with contextlib.closing(rig.context):
+        rig.append(0, 10)
+        assert rig.drain().stored == 10
+        eventually(lambda: rig.context.log.positions()[0].committed == 10, "the commit")
+        # When the database has nothing of it any more
+        ask(rig.settings.database_url, "TRUNCATE stored_offsets, log_events")
+        rig.context.storage.close()
+        # Then the reason stays while all is stored again, and afterwards
+        [alarm] = rig.alarms()
+        assert (alarm.code, "did not have the 10 records" in alarm.what) == (AlarmCode.BEGAN_LATE, True)
+        assert rig.alarms() == (alarm,)
+        assert rig.drain().stored == 10
+        assert rig.alarms() == (alarm,)
+        # And ends as soon as an operator accepts it
+        late_begins.accept(rig.context, "ann@desk", "a new server")
+        assert rig.alarms() == ()
 
 
 def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:

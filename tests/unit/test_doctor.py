@@ -30,6 +30,9 @@ from pipeline.errors import (
     StoreUnavailableError,
 )
 from pipeline.flow.clocks import Look
+from pipeline.late_begin import LateBegin, accepted_data
+from pipeline.names import ControlEventKind
+from pipeline.ports.control import ControlEvent
 from pipeline.ports.log import LogIdentity, MissingReplicas, PartitionPosition, SetUpFault
 from pipeline.settings import Settings
 from pipeline.sink.server_check import LENT_BACKENDS, DatabaseFacts
@@ -195,8 +198,9 @@ def test_the_error_of_a_server_is_said_once() -> None:
 
 def test_stored() -> None:
     def found(stored: dict[int, int], *positions: PartitionPosition) -> Finding:
-        return examinations.stored_finding(Settings(), "a.2", positions, stored)
+        return examinations.stored_finding(Settings(), "a.2", positions, stored, events)
 
+    events: list[ControlEvent] = []
     assert is_fine([found({0: 5}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 0, 0, None))], "all of the event")
     assert is_fine([found({0: 4}, PartitionPosition(0, 4, 5, 4))], "all of the event log but 1 event")
     # And records that the log has lost before they were stored are named
@@ -208,6 +212,13 @@ def test_stored() -> None:
     assert wrong.state is State.WRONG
     assert "does not have the 7 records of this event log that drains stored before" in wrong.what
     assert wrong.do.startswith("DATABASE_URL: if it is wrong, set it back")
+    # Unless an operator has accepted that
+    late = {0: LateBegin("a.2", 5, 5), 1: LateBegin("a.2", 2, 2)}
+    data = accepted_data(Settings(), "a.2", late)
+    events = [ControlEvent("1", 0.0, ControlEventKind.LATE_BEGIN_ACCEPTED, "ann@host", "a new server", data)]
+    assert is_fine([found({}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 2, 2, 2))], "all of the event log")
+    # For another loss than this one
+    assert found({}, PartitionPosition(0, 6, 6, 6)).state is State.WRONG
 
 
 def test_signed_messages(tmp_path: Path) -> None:

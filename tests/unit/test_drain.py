@@ -172,6 +172,16 @@ def test_a_log_that_begins_at_0_or_declares_that_it_does_not_is_not_said_to_begi
     assert other.drain().began_late is None
 
 
+def test_a_log_that_still_holds_what_another_database_has_stored_says_so(rig: Rig) -> None:
+    # Given a log that keeps what was stored, and an empty database
+    rig.append(0, 5)
+    rig.log.commit(rig.log_id, 0, 5)
+    # Then all is stored again, and the drain says that the database is another one
+    report = rig.drain()
+    assert (report.stored, report.began_late) == (5, LateBegin(rig.log_id, 0, 5))
+    assert rig.drain().began_late is None
+
+
 def test_repeats_conflicts_and_letters_are_counted(rig: Rig) -> None:
     rig.append_values([record(1), record(1), record(1, message="another"), b"broken"])
     report = rig.drain()

@@ -23,7 +23,7 @@ from pipeline.errors import (
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Offered, Shares
 from pipeline.follower import ControlSnapshot
-from pipeline.late_begin import LateBegin, LateBegins, late_begin_data
+from pipeline.late_begin import LateBegin, LateBegins, accepted_data, late_begin_data, shown_late_begins
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, ProblemCode, Severity
 from pipeline.policies import make_policy
@@ -609,6 +609,81 @@ def test_records_that_the_log_lost_before_anything_was_stored_are_named_before_t
     system.tick()
     assert system.rate().alarms == ()
     assert system.events(ControlEventKind.BEGAN_LATE) == 1
+
+
+def test_an_accepted_late_begin_is_no_reason_any_more_and_a_later_other_one_is(system: System) -> None:
+    # Given a database that has nothing of one partition, and has begun late with the other
+    log_id, settings = system.log.identity().log_id, system.rig.settings
+    for partition, events in ((0, 100), (1, 20)):
+        system.append(partition, events)
+        system.log.server.trim(partition, events)
+        system.log.commit(log_id, partition, events)
+    system.database.stored = {}
+    system.tick()
+    data = late_begin_data(settings, 1, LateBegin(log_id, 20, 20))
+    system.rig.events.record(ControlEventKind.BEGAN_LATE, actor="a drain", why="late", data=data)
+    system.append(1, 1)
+    system.database.stored = {1: 21}
+    system.tick()
+    assert "the 120 records" in system.rate().alarms[0].what
+    # When an operator accepts what is shown
+    positions, stored = system.log.positions(), system.database.stored
+    told, now = system.rig.events.last(99), system.clock.now()
+    shown = shown_late_begins(settings, log_id, positions, stored, events=told, now=now)
+    assert shown == {0: LateBegin(log_id, 100, 100), 1: LateBegin(log_id, 20, 20)}
+    accepted = accepted_data(settings, log_id, shown)
+    system.rig.events.record(ControlEventKind.LATE_BEGIN_ACCEPTED, actor="ann@host", why="a new server", data=accepted)
+    # Then it is no reason for any process that ticks, nor once a drain has recorded it with the next event
+    late_begins = system.late_begins
+    for one in (late_begins, LateBegins(), late_begins):
+        system.late_begins = one
+        system.tick()
+        assert system.rate().alarms == ()
+    data = late_begin_data(settings, 0, LateBegin(log_id, 100, 100))
+    system.rig.events.record(ControlEventKind.BEGAN_LATE, actor="a drain", why="late", data=data)
+    system.append(0, 5)
+    system.log.commit(log_id, 0, 105)
+    system.database.stored = {0: 105, 1: 21}
+    system.tick()
+    assert system.rate().alarms == ()
+    # When that database is replaced too
+    system.log.server.trim(0, 105)
+    system.database.stored = {1: 21}
+    # Then it is a reason again, for the partition that more was stored of
+    system.tick()
+    (alarm,) = system.rate().alarms
+    assert "does not have the 105 records" in alarm.what
+
+
+def test_records_that_were_stored_elsewhere_and_are_stored_again_stay_a_reason(system: System) -> None:
+    # Given a log that keeps what was stored, and a database that has nothing of it
+    for partition, events in ((0, 100), (1, 20)):
+        system.append(partition, events)
+        system.log.commit(system.log.identity().log_id, partition, events)
+    system.database.stored = {}
+    # Then the first tick says so and records it, and corrects the commits, by which the log shows what is to be stored
+    system.tick()
+    assert [position.committed for position in system.log.positions()] == [0, 0]
+    # And it stays a reason while nothing is stored there, and for an hour, whatever process ticks
+    for late_begins, stored in ((system.late_begins, {}), (LateBegins(), {}), (LateBegins(), {0: 100, 1: 20})):
+        system.late_begins, system.database.stored = late_begins, stored
+        system.tick()
+        (alarm,) = system.rate().alarms
+        assert (alarm.code, alarm.severity) == (AlarmCode.BEGAN_LATE, Severity.DEGRADED)
+        assert "did not have the 120 records of this event log that drains stored before" in alarm.what
+        assert "the log still holds 120 of them, and they are stored again here" in alarm.what
+        assert "accept_late_begin" in alarm.look_at
+    assert system.events(ControlEventKind.BEGAN_LATE) == 2
+    system.tick(after=3600)
+    assert system.rate().alarms == ()
+
+
+def test_a_commit_beyond_the_end_of_the_log_is_of_another_one(system: System) -> None:
+    # Given a topic that was made anew, and the commits of the one before
+    system.log.server.partitions[0].committed = 500
+    system.tick()
+    # Then no database is missing
+    assert system.rate().alarms == ()
 
 
 def test_an_idle_tick_does_not_read_the_control_events(system: System, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ const live = (() => {
     dead_letters_replayed: ["↺", ""],
     drainer_terminated: ["■", "bad"],
     began_late: ["▲", "warn"],
+    late_begin_accepted: ["▲", "warn"],
     log_tail_lost: ["■", "bad"],
   };
 
