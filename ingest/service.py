@@ -106,7 +106,6 @@ class IngestService:
         self.appender = Appender(context.log, settings, context.clock, self.metrics, self.loops.add(LoopName.APPENDER))
         self.follower = ControlFollower(
             context.store,
-            context.events,
             context.clock,
             self._on_state,
             self.loops.add(LoopName.FOLLOWER),

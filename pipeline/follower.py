@@ -12,12 +12,13 @@ from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.loops import Loop, Loops
 from pipeline.names import AlarmCode, LoopName
-from pipeline.ports.control import ControlEvents, ControlState, Trouble, Troubles
+from pipeline.ports.control import ControlState, Trouble, Troubles
 
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS: Final = 1.0  # of one wait for an event; the state is read at least this often
 RETRY_SECONDS: Final = 0.2  # between two tries while the store is unavailable
+EARLY_SECONDS: Final = 0.01  # by which a wait may end early: the store counts milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,28 @@ class ControlSnapshot:
 
 
 class StateReader(Protocol):
-    """The part of ControlStore that a follower uses."""
+    """The part of ControlStore that a follower uses. Both raise StoreUnavailableError."""
 
     def state(self) -> ControlState:
-        """The state, or what of it this process needs. Raises StoreUnavailableError."""
+        """The state, or what of it this process needs."""
+
+    def state_after(self, position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        """The same as ControlStore's."""
+
+
+def read_not_before(asked_at: float, answered_at: float, wait_seconds: float) -> float:
+    """The earliest time at which the store may have read what it returned after a wait in vain.
+
+    It waited for `wait_seconds` first. If its clock was stepped forward meanwhile, the wait was shorter.
+    """
+    waited_until = asked_at + wait_seconds - EARLY_SECONDS
+    return waited_until if waited_until <= answered_at else asked_at
 
 
 class ControlFollower:
-    """Reads the state after every control event, on its own thread.
+    """Reads the state after every control event, and at least after each wait for one, on its own thread.
+
+    A wait in vain and the read after it are one round trip. After an event it reads the state by itself.
 
     `on_state` is called on that thread with every state read, and `on_unavailable` after each read that failed. While
     the store is unavailable, the last state stays. No error ends the thread: see `loops`. `reporter` reports on that
@@ -55,7 +70,6 @@ class ControlFollower:
     def __init__(
         self,
         store: StateReader,
-        events: ControlEvents,
         clock: Clock,
         on_state: Callable[[ControlState], None],
         loop: Loop | None = None,
@@ -64,13 +78,13 @@ class ControlFollower:
         on_unavailable: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._events = events
         self._clock = clock
         self._on_state = on_state
         self._reporter = reporter
         self._on_unavailable = on_unavailable
         self._loop = loop or Loop(LoopName.FOLLOWER, clock)
         self._position = ""  # of the newest event read
+        self._must_read = True  # the wait did not bring the state
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
         self._newest: ControlSnapshot | None = None
@@ -112,13 +126,15 @@ class ControlFollower:
                 self._stopping.wait(RETRY_SECONDS)
 
     def _follow(self) -> None:
-        """Read the state, and wait for the next event."""
+        """Read the state unless the last wait brought it, and wait for the next event."""
         try:
             if not self._position:
                 # Read the position first, then the state: the wait below then returns at once for an event in between.
-                self._position = self._events.wait("", wait_seconds=0.001)
-            self._read()
-            self._position = self._events.wait(self._position, wait_seconds=WAIT_SECONDS)
+                self._position, _ = self._store.state_after("", wait_seconds=0.0)
+            if self._must_read:
+                self._read()
+            self._must_read = True
+            self._wait()
         except StoreUnavailableError as error:
             self._note_unavailable(error)
             self._on_unavailable()
@@ -126,8 +142,23 @@ class ControlFollower:
     def _read(self) -> None:
         asked_at = self._clock.now()
         state = self._store.state()
+        self._take(state, asked_at, self._clock.now())
+
+    def _wait(self) -> None:
+        """Wait for an event, or until it is time to read the state: then it is read too."""
+        began_at = self._clock.monotonic()
+        self._position, state = self._store.state_after(self._position, wait_seconds=WAIT_SECONDS)
+        if state is None:
+            return
+        ended_at, answered_at = self._clock.monotonic(), self._clock.now()
+        took_seconds = ended_at - read_not_before(began_at, ended_at, WAIT_SECONDS)
+        self._take(state, answered_at - took_seconds, answered_at)
+        self._must_read = False
+
+    def _take(self, state: ControlState, asked_at: float, answered_at: float) -> None:
+        """Take a state that the store has read between these times of the wall clock."""
         if self._reporter is not None:
-            self._reporter.note_clock(Look(state.time, asked_at, self._clock.now()))
+            self._reporter.note_clock(Look(state.time, asked_at, answered_at))
         now = self._clock.monotonic()
         published_at = None if self._newest is None else self._newest.published_at
         if state.rate is not None:  # otherwise the store was flushed; the last publication still counts

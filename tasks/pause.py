@@ -15,10 +15,10 @@ from celery import bootsteps
 
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
-from pipeline.follower import ControlFollower, TroubleReporter, loop_troubles
+from pipeline.follower import ControlFollower, TroubleReporter, loop_troubles, read_not_before
 from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName, Queue
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore, paused
+from pipeline.ports.control import ControlState, ControlStore, PauseState, paused
 from pipeline.settings import Settings
 from tasks.known_pauses import KnownPauses
 
@@ -30,7 +30,7 @@ _STOP_SECONDS = 0.0  # the thread only reads: the stop does not wait for it
 class PausesReader:
     """Reads the pauses alone for the follower, since a worker needs nothing else of the state.
 
-    `known` gets what was read, with the time before the read: it is at least as old as that.
+    `known` gets what was read, with a time before the read: it is at most as old as that.
     """
 
     def __init__(self, store: ControlStore, known: KnownPauses | None, clock: Clock) -> None:
@@ -41,9 +41,19 @@ class PausesReader:
     def state(self) -> ControlState:
         """The state without the rest, as it is before anything is published."""
         asked_at = self._clock.monotonic()
-        read = self._store.pause_state()
+        return self._noted(self._store.pause_state(), asked_at)
+
+    def state_after(self, position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        """Wait for an event, and read the same if none came."""
+        asked_at = self._clock.monotonic()
+        position, read = self._store.pause_state_after(position, wait_seconds=wait_seconds)
+        if read is None:
+            return position, None
+        return position, self._noted(read, read_not_before(asked_at, self._clock.monotonic(), wait_seconds))
+
+    def _noted(self, read: PauseState, read_at: float) -> ControlState:
         if self._known is not None and read.pauses is not None:
-            self._known.note(read.pauses, asked_at)
+            self._known.note(read.pauses, read_at)
         return ControlState(
             rate=None, pauses=read.pauses, breaker=read.breaker, time=read.time, generation=read.generation
         )
@@ -59,7 +69,6 @@ class PauseFollower:
     def __init__(
         self,
         store: ControlStore,
-        events: ControlEvents,
         loop: Loop,
         reporter: TroubleReporter | None = None,
         *,
@@ -71,7 +80,7 @@ class PauseFollower:
         self._on_change = on_change
         self._differs = differs
         self._known = known
-        self._context = (store, events, loop, reporter)
+        self._context = (store, loop, reporter)
         self._follower = self._make_follower()
 
     def start(self) -> None:
@@ -92,10 +101,10 @@ class PauseFollower:
             self._follower.start()
 
     def _make_follower(self) -> ControlFollower:
-        store, events, loop, reporter = self._context
+        store, loop, reporter = self._context
         clock = SystemClock()
         reader = PausesReader(store, self._known, clock)
-        return ControlFollower(reader, events, clock, self._on_state, loop, reporter=reporter)
+        return ControlFollower(reader, clock, self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:
         if state.pauses is None:  # unknown after a flush: the last known value counts
@@ -129,7 +138,6 @@ class PauseStep(bootsteps.StartStopStep):
             self._loop = loops.add(LoopName.CONSUMER)
             self._follower = PauseFollower(
                 wiring.make_control_store(settings),
-                wiring.make_control_events(settings),
                 loops.add(LoopName.FOLLOWER),
                 TroubleReporter(
                     wiring.make_troubles(settings),

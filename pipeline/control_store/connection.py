@@ -108,7 +108,25 @@ class ControlConnection:
                 raise self._unavailable(one) from one
         return answer
 
-    def call_all(self, commands: Sequence[Sequence[str]], *, wait_seconds: float) -> list[Any]:
+    def wait_and_run(
+        self, command: Sequence[str | int], script: LuaScript, keys: list[str], *, wait_seconds: float
+    ) -> tuple[Any, Any]:
+        """Run a command that blocks, then a script without arguments, in one round trip; returns both answers.
+
+        Redis runs the script once the command no longer blocks. The script's answer is None if the server has not
+        cached it. Raises StoreUnavailableError if one of them fails.
+        """
+        read_only = "_RO" if script.only_reads else ""
+        run: tuple[str | int, ...] = (f"EVALSHA{read_only}", script.sha, len(keys), *keys)
+        waited, answer = self.call_all([command, run], wait_seconds=wait_seconds)
+        if isinstance(answer, NoScriptError):
+            answer = None
+        for one in (waited, answer):
+            if isinstance(one, Exception):
+                raise self._unavailable(one) from one
+        return waited, answer
+
+    def call_all(self, commands: Sequence[Sequence[str | int]], *, wait_seconds: float) -> list[Any]:
         """Run commands in one round trip; an error of one of them is its answer. Raises StoreUnavailableError."""
         try:
             with self._waiting_client(wait_seconds).pipeline(transaction=False) as pipeline:

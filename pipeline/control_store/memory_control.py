@@ -97,6 +97,17 @@ class _ControlAdapter(MemoryAdapter):
         del events[: -self._settings.control_events_max]
         self._server.changed.notify_all()
 
+    def _wait(self, after: str, wait_seconds: float) -> str:
+        """Block until there is an event after a position ("" for now) or time is up; returns the newest position."""
+        with self._server.changed:
+            after = after or self._newest("0")
+            self._server.changed.wait_for(lambda: self._newest(after) > after, timeout=wait_seconds)
+            return self._newest(after)
+
+    def _newest(self, default: str) -> str:
+        events = self._server.content().events
+        return max(default, events[-1].id) if events else default
+
 
 class MemoryControlStore(_ControlAdapter):
     """Shared control state; see ControlStore."""
@@ -128,8 +139,17 @@ class MemoryControlStore(_ControlAdapter):
             )
 
     def pause_state(self) -> PauseState:
-        state = self.state()
-        return PauseState(state.pauses, state.breaker, state.time, state.generation)
+        return _pause_state(self.state())
+
+    def state_after(self, position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        if not position:
+            return self._wait("", 0.0), None
+        newest = self._wait(position, wait_seconds)
+        return newest, self.state() if newest == position else None
+
+    def pause_state_after(self, position: str, *, wait_seconds: float) -> tuple[str, PauseState | None]:
+        newest, state = self.state_after(position, wait_seconds=wait_seconds)
+        return newest, None if state is None else _pause_state(state)
 
     def publish_rate(
         self,
@@ -347,18 +367,15 @@ class MemoryControlEvents(_ControlAdapter):
             return self._server.content().events[-count:]
 
     def wait(self, after: str, *, wait_seconds: float) -> str:
-        with self._server.changed:
-            after = after or self._newest("0")
-            self._server.changed.wait_for(lambda: self._newest(after) > after, timeout=wait_seconds)
-            return self._newest(after)
+        return self._wait(after, wait_seconds)
 
     def record(self, kind: ControlEventKind, *, actor: str, why: str, data: dict[str, str]) -> None:
         with self._server.changed:
             self._record(kind, actor, why, data)
 
-    def _newest(self, default: str) -> str:
-        events = self._server.content().events
-        return max(default, events[-1].id) if events else default
+
+def _pause_state(state: ControlState) -> PauseState:
+    return PauseState(state.pauses, state.breaker, state.time, state.generation)
 
 
 def _word(name: str, partition: int | None) -> str:

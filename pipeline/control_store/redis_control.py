@@ -89,15 +89,42 @@ class RedisControlStore:
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
         self._pause_keys = self._state_keys[1:4]
         self._accounts_key = self._connection.key(KEY_ACCOUNTS)
+        self._events_key = self._connection.key(KEY_EVENTS)
         self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key]
         if reads_keys:
             self._state_keys.append(self._connection.key(KEY_KEYS))
         self._override_age = Age()  # age of the time that was last stored with the override
 
     def state(self) -> ControlState:
-        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts, *keys = (
-            self._connection.run(load_script("state", LEASE_LIBRARY), self._state_keys, [])
+        return self._state_of(self._connection.run(load_script("state", LEASE_LIBRARY), self._state_keys, []))
+
+    def state_after(self, position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        newest, answer = self._run_after(position, "state", self._state_keys, wait_seconds)
+        return newest, None if answer is None else self._state_of(answer)
+
+    def pause_state(self) -> PauseState:
+        script = load_script("pause_state", LEASE_LIBRARY)
+        return _pause_state_of(self._connection.run(script, self._pause_keys, []))
+
+    def pause_state_after(self, position: str, *, wait_seconds: float) -> tuple[str, PauseState | None]:
+        newest, answer = self._run_after(position, "pause_state", self._pause_keys, wait_seconds)
+        return newest, None if answer is None else _pause_state_of(answer)
+
+    def _run_after(self, position: str, name: str, keys: list[str], wait_seconds: float) -> tuple[str, Any]:
+        """Wait for an event, then run a script that reads. Returns the position, and no answer after an event."""
+        if not position:
+            return _newest_position(self._connection, self._events_key), None
+        waited, answer = self._connection.wait_and_run(
+            _wait_command(self._events_key, position, wait_seconds),
+            load_script(name, LEASE_LIBRARY),
+            keys,
+            wait_seconds=wait_seconds,
         )
+        return (position, answer) if not waited else (_last_position(waited), None)
+
+    def _state_of(self, answer: Any) -> ControlState:
+        """The state from the response of its script."""
+        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts, *keys = answer
         rate, time = _pairs(rate), _seconds(server_time)
         pauses, complete = _all_pauses(_pairs(reasons))
         published, floor_rate = _readable("rate", _rate_and_floor, rate) or (None, 0.0)
@@ -118,17 +145,6 @@ class RedisControlStore:
             accounts=_account_limits(_pairs(accounts)),
             keys_version=keys[0] if keys else None,
             bucket_ran_dry=int(ran_dry or 0),
-        )
-
-    def pause_state(self) -> PauseState:
-        script = load_script("pause_state", LEASE_LIBRARY)
-        reasons, generation, probing, server_time = self._connection.run(script, self._pause_keys, [])
-        pauses, complete = _all_pauses(_pairs(reasons))
-        return PauseState(
-            pauses=pauses if complete else None,
-            breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
-            time=_seconds(server_time),
-            generation=int(generation or 0),
         )
 
     def publish_rate(
@@ -256,30 +272,41 @@ class RedisControlEvents:
         return [_control_event(*entry) for entry in reversed(entries)]
 
     def wait(self, after: str, *, wait_seconds: float) -> str:
-        position = after or self._newest_position()
-        block_ms = max(1, int(wait_seconds * 1000))  # 0 would mean no limit
-        answer = self._connection.wait(
-            "XREAD",
-            "COUNT",
-            WAIT_EVENTS_MAX,
-            "BLOCK",
-            block_ms,
-            "STREAMS",
-            self._key,
-            position,
-            wait_seconds=wait_seconds,
-        )
-        if not answer:
-            return position
-        [[_, entries]] = answer
-        return str(entries[-1][0])
+        position = after or _newest_position(self._connection, self._key)
+        command = _wait_command(self._key, position, wait_seconds)
+        answer = self._connection.wait(*command, wait_seconds=wait_seconds)
+        return _last_position(answer) if answer else position
 
     def record(self, kind: ControlEventKind, *, actor: str, why: str, data: dict[str, str]) -> None:
         self._scripts.run("record_event", actor, kind.value, clean_text(why, WHY_CHARS_MAX), json.dumps(data))
 
-    def _newest_position(self) -> str:
-        entries = self._connection.call("XREVRANGE", self._key, "+", "-", "COUNT", 1)
-        return str(entries[0][0]) if entries else "0-0"
+
+def _newest_position(connection: ControlConnection, key: str) -> str:
+    entries = connection.call("XREVRANGE", key, "+", "-", "COUNT", 1)
+    return str(entries[0][0]) if entries else "0-0"
+
+
+def _wait_command(key: str, position: str, wait_seconds: float) -> tuple[str | int, ...]:
+    block_ms = max(1, int(wait_seconds * 1000))  # 0 would mean no limit
+    return "XREAD", "COUNT", WAIT_EVENTS_MAX, "BLOCK", block_ms, "STREAMS", key, position
+
+
+def _last_position(answer: Any) -> str:
+    """The position of the last event in a response to XREAD."""
+    [[_, entries]] = answer
+    return str(entries[-1][0])
+
+
+def _pause_state_of(answer: Any) -> PauseState:
+    """The pauses from the response of their script."""
+    reasons, generation, probing, server_time = answer
+    pauses, complete = _all_pauses(_pairs(reasons))
+    return PauseState(
+        pauses=pauses if complete else None,
+        breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
+        time=_seconds(server_time),
+        generation=int(generation or 0),
+    )
 
 
 def _override_texts(override: Override) -> list[str]:

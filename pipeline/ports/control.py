@@ -241,6 +241,17 @@ class ControlStore(Protocol):
     def pause_state(self) -> PauseState:
         """Pauses and breaker alone, for callers that ask often: it costs half of `state`."""
 
+    def state_after(self, position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        """Wait for a control event as `ControlEvents.wait` does, and read the state, in one round trip.
+
+        Returns the position and, if time was up, the state, which was read after the wait. After an event there is no
+        state: it is unknown when it was read, so that the caller reads it again. Without a position ("") it returns
+        that of the newest event at once.
+        """
+
+    def pause_state_after(self, position: str, *, wait_seconds: float) -> tuple[str, PauseState | None]:
+        """The same for pauses and breaker alone."""
+
     def publish_rate(
         self,
         *,

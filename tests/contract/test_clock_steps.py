@@ -333,7 +333,7 @@ def test_a_process_hears_that_its_clock_differs_and_says_so_until_it_agrees(
 
     # Given a process that follows the control state by a clock that is right
     reporter = TroubleReporter(rig.troubles, "batches@host", SystemClock(), difference_seconds_max=1.0)
-    follower = ControlFollower(rig.store, rig.events, SystemClock(), lambda _state: None, reporter=reporter)
+    follower = ControlFollower(rig.store, SystemClock(), lambda _state: None, reporter=reporter)
     follower.start()
     eventually(lambda: follower.newest is not None)
     assert codes_and_words() == []

@@ -13,9 +13,11 @@ from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.common import FOLD_SECONDS
 from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.redis import RedisControlStore
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvents
 from pipeline.ports.rate import Explanation, PolicyRecord
+from stack.servers import Server
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
 
@@ -198,6 +200,55 @@ def test_what_happened_between_two_waits_is_not_missed(rig: ControlRig) -> None:
     position = rig.events.wait(position, wait_seconds=30.0)
     assert time.monotonic() - started < BUSY_SECONDS
     assert position == rig.events.last(1)[0].id
+
+
+def test_a_wait_in_vain_ends_with_the_state(rig: ControlRig) -> None:
+    rig.store.restore([], actor="controller")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+    position, none = rig.store.state_after("", wait_seconds=30.0)
+    assert (position, none) == (rig.events.last(1)[0].id, None)
+    assert rig.store.pause_state_after("", wait_seconds=30.0) == (position, None)
+    # When there is no event, then the state is that after the wait
+    before, _ = rig.store.state(), rig.store.pause_state()  # now the server has the scripts
+    newest, state = rig.store.state_after(position, wait_seconds=0.2)
+    assert newest == position
+    assert state is not None
+    assert state.time - before.time > 0.15
+    assert replace(state, time=0.0) == replace(before, time=0.0)
+    newest, pauses = rig.store.pause_state_after(position, wait_seconds=0.01)
+    assert newest == position
+    assert pauses is not None
+    assert (pauses.pauses, pauses.breaker, pauses.generation) == (state.pauses, state.breaker, state.generation)
+    # When there was one, then it returns at once, and the caller reads the state
+    record(rig.events, "now")
+    started = time.monotonic()
+    after = rig.events.last(1)[0].id
+    assert rig.store.state_after(position, wait_seconds=30.0) == (after, None)
+    assert rig.store.pause_state_after(position, wait_seconds=30.0) == (after, None)
+    assert time.monotonic() - started < BUSY_SECONDS
+
+
+def test_the_wait_and_the_state_are_one_round_trip(control_redis: Server) -> None:
+    # Given the store of a follower
+    store = RedisControlStore(control_settings(control_redis.url))
+    position, _ = store.state_after("", wait_seconds=0.01)
+    store.state_after(position, wait_seconds=0.01)  # connects
+    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+
+        def reads() -> int:
+            """Requests that the server has read; more than one at a time are one."""
+            return int(client.info("stats")["total_reads_processed"])
+
+        store.state()  # now the server has the script
+        per_look = -(reads() - reads())
+        before = reads()
+        for _ in range(5):
+            assert store.state_after(position, wait_seconds=0.01)[1] is not None
+        assert reads() - before == 5 + per_look
+        # When the server has lost its scripts, then the caller reads the state by itself
+        client.script_flush()
+    assert store.state_after(position, wait_seconds=0.01) == (position, None)
+    assert store.state().time > 0
 
 
 @pytest.mark.parametrize("kind", ["publication", "event"])

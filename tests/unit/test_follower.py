@@ -13,7 +13,7 @@ from checks.testbed.waiting import eventually, least_seconds
 from pipeline.clock import Clock, ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.flow.clocks import Look
-from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter, loop_troubles
+from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter, loop_troubles, read_not_before
 from pipeline.loops import Loops
 from pipeline.names import AlarmCode, ControlEventKind, LoopName, Mode
 from pipeline.ports.control import ControlState, Trouble
@@ -32,7 +32,7 @@ class _Rig:
         self.troubles = MemoryTroubles(settings, self.server)
         self.reporter = TroubleReporter(self.troubles, "batches@host", self.clock, difference_seconds_max=1.0)
         self.events = MemoryControlEvents(settings, self.server)
-        self.follower = ControlFollower(self.store, self.events, self.clock, self._on_state, reporter=self.reporter)
+        self.follower = ControlFollower(self.store, self.clock, self._on_state, reporter=self.reporter)
 
     def _on_state(self, state: ControlState) -> None:
         self.seen.append((time.monotonic(), state))
@@ -138,6 +138,67 @@ def test_the_controllers_age_grows_whatever_the_stores_clock_does(seconds: float
     rig.follower.stop(seconds_max=3)
 
 
+def counting(rig: _Rig, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The calls of a follower whose waits take no time, by the method's name."""
+    monkeypatch.setattr("pipeline.follower.WAIT_SECONDS", 0.001)
+    calls = {"state": 0, "state_after": 0}
+    # In memory, the one calls the other.
+    state, state_after = rig.store.state, rig.store.state_after
+
+    def counted_state() -> ControlState:
+        calls["state"] += 1
+        return state()
+
+    def counted_after(position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        position, found = state_after(position, wait_seconds=wait_seconds)
+        calls["state_after"] += 1
+        calls["state"] -= found is not None
+        return position, found
+
+    rig.store.state, rig.store.state_after = counted_state, counted_after  # type: ignore[method-assign]
+    return calls
+
+
+def test_a_wait_in_vain_brings_the_state_in_the_same_round_trip(rig: _Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a follower
+    calls = counting(rig, monkeypatch)
+    # When it turns five times without an event
+    for _ in range(5):
+        rig.follower._follow()
+    # Then it has asked for the position once, read the state once by itself, and then only after a wait
+    assert calls == {"state": 1, "state_after": 1 + 5}
+    assert len(rig.seen) == 1 + 5
+    # When there is an event, then it reads the state again, and goes on as before
+    rig.publish(500)
+    rig.follower._follow()
+    assert calls == {"state": 1, "state_after": 1 + 6}
+    rig.follower._follow()
+    assert calls == {"state": 2, "state_after": 1 + 7}
+    assert rig.rate() == 500
+
+
+def test_after_an_outage_it_reads_the_state_before_it_waits(rig: _Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a follower whose store went away
+    calls = counting(rig, monkeypatch)
+    rig.follower._follow()
+    rig.server.is_unavailable = True
+    rig.follower._follow()
+    assert rig.follower.is_unavailable
+    before = dict(calls)
+    # When the store is back, then the first question is for the state: a wait would take longer
+    rig.bring_back()
+    rig.store.state_after = lambda *_, **__: pytest.fail("it waits")  # type: ignore[method-assign]
+    with pytest.raises(pytest.fail.Exception):
+        rig.follower._follow()
+    assert calls["state"] == before["state"] + 1
+    assert not rig.follower.is_unavailable
+
+
+@pytest.mark.parametrize(("took", "earliest"), [(1.0, 0.99), (1.2, 0.99), (30.0, 0.99), (0.985, 0.0), (0.001, 0.0)])
+def test_a_state_after_a_wait_was_read_at_its_end_unless_it_ended_early(took: float, earliest: float) -> None:
+    assert read_not_before(100.0, 100.0 + took, 1.0) == pytest.approx(100.0 + earliest)
+
+
 def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.publish(500)
     calls = []
@@ -167,7 +228,7 @@ def test_a_defect_of_its_reports_does_not_end_it(rig: _Rig, caplog: pytest.LogCa
         rig.troubles, "a", rig.clock, difference_seconds_max=1.0, own_problems=own_problems,
         loop=loops.add(LoopName.REPORTS),
     )  # fmt: skip
-    rig.follower = ControlFollower(rig.store, rig.events, rig.clock, rig._on_state, reporter=reporter)
+    rig.follower = ControlFollower(rig.store, rig.clock, rig._on_state, reporter=reporter)
     rig.follower.start()
     until(lambda: loops.failures()[LoopName.REPORTS] > 0)
     # Then it goes on to follow, and its health tells what fails
@@ -197,7 +258,7 @@ def test_a_store_that_is_known_not_to_answer_gets_no_report(rig: _Rig) -> None:
         rig.server.is_unavailable = len(turns) < 3
 
     rig.follower = ControlFollower(
-        rig.store, rig.events, rig.clock, rig._on_state, reporter=rig.reporter, on_unavailable=on_unavailable
+        rig.store, rig.clock, rig._on_state, reporter=rig.reporter, on_unavailable=on_unavailable
     )
     rig.server.is_unavailable = True
     # When it follows, then it waits for no answer to a report before the store answers a read

@@ -16,7 +16,7 @@ from celery.worker.request import Request
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
-from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryLeases, MemoryServer
+from pipeline.control_store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from pipeline.errors import BreakerOpenError, LogUnavailableError, SinkUnavailableError
 from pipeline.log.memory import MemoryLog
 from pipeline.loops import Loop
@@ -278,8 +278,8 @@ def test_what_asks_each_second_reads_the_pauses_alone(rig: Rig) -> None:
     known = KnownPauses()
     # When a drain, a tick of hints and a worker's follower ask, with a pause and without
     is_paused = PausedCheck(rig.context, known)
-    events, noted = MemoryControlEvents(rig.settings, server), KnownPauses()
-    follower = PauseFollower(store, events, Loop(LoopName.FOLLOWER, rig.clock), known=noted)
+    noted = KnownPauses()
+    follower = PauseFollower(store, Loop(LoopName.FOLLOWER, rig.clock), known=noted)
     for is_held in (False, True):
         if is_held:
             store.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
@@ -386,6 +386,25 @@ def test_a_note_is_as_old_as_the_question_and_not_as_its_answer() -> None:
     PausesReader(store, known, clock).state()
     # Then a drain does not trust it: another process may have paused since
     assert not known.are([], clock.monotonic())
+
+
+@pytest.mark.parametrize(("before", "after", "is_trusted"), [(0.0, 0.0, True), (3.0, 0.0, False), (0.0, 3.0, False)])
+def test_a_note_after_a_wait_is_as_old_as_the_end_of_the_wait(before: float, after: float, is_trusted: bool) -> None:
+    clock = ManualClock()
+
+    # Given a control store that reads after a wait of two seconds, and a process that may stand still
+    class Waits(MemoryControlStore):
+        def pause_state_after(self, position: str, *, wait_seconds: float) -> tuple[str, PauseState | None]:
+            clock.advance(before + wait_seconds)
+            state = self.pause_state()
+            clock.advance(after)
+            return position, state
+
+    store, known = Waits(Settings(), MemoryServer(clock)), KnownPauses()
+    store.restore([], actor="controller")
+    PausesReader(store, known, clock).state_after("1", wait_seconds=2.0)
+    # Then a drain trusts what was read after the wait, but not if it may be older
+    assert known.are([], clock.monotonic()) is is_trusted
 
 
 def test_a_tick_says_what_it_did_and_why_nothing_runs(rig: Rig) -> None:
