@@ -13,8 +13,10 @@ import sys
 import time
 from logging import ERROR, getLogger  # the name `logging` is one of Flower's options
 
+from pipeline import logs
 from pipeline.errors import SettingsError
 from pipeline.settings import read_secret
+from tasks.app import app
 
 # They may be of another Flower: with FLOWER_URL_PREFIX this one is not where it is looked for.
 taken = sorted(
@@ -43,6 +45,11 @@ natural_time = False  # the time of day, as in the logs
 inspect_timeout = 2_000.0  # milliseconds; a stopped worker delays each view by this time
 # Otherwise Flower asks all workers every 5 s to send events, which wakes each of them. Ours always do.
 enable_events = False
+
+settings_of_app = app.sluice_settings
+if settings_of_app.log_format == "json":
+    logging = "none"  # the option: tornado leaves the log lines to us
+    logs.configure(level=settings_of_app.log_level, form="json", process="flower")
 
 # A system starts all programs together, so Flower first asks workers that do not answer yet, and would warn of each
 # question. It asks again when somebody looks.

@@ -5,7 +5,7 @@ ticks.
 """
 
 import sys
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from celery import Celery
 from kombu import Exchange
@@ -39,6 +39,12 @@ class SluiceCelery(Celery):
     """A Celery application with its settings and loops, so that tasks and worker steps find them."""
 
     control_cls = "tasks.remote_client:SluiceControl"
+
+    @property
+    def Beat(self) -> type:  # noqa: N802 - Celery's name
+        """Celery's Beat, without a banner where log lines are JSON."""
+        beat: type = cast(Any, self).subclass_with_self("tasks.startup:QuietBeat")
+        return beat
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(

@@ -135,7 +135,7 @@ def test_flower_under_load_and_after_its_broker_was_restarted(
 
 def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Settings, tmp_path: Path) -> None:
     # Given no address: it is the loopback one
-    flower = Flower(settings, tmp_path)
+    flower = Flower(replace(settings, log_format="json"), tmp_path)
     try:
         wait_until(lambda: http_status(f"http://127.0.0.1:{flower.port}/healthcheck") == 200, "it is up")
         others = [found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
@@ -145,6 +145,9 @@ def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Setti
                 assert probe.connect_ex((address, flower.port)) != 0 or address.startswith("127.")
     finally:
         flower.stop()
+    # And its log lines are as those of the other processes
+    lines = [json.loads(line) for line in flower.log.read_text().splitlines()]
+    assert {line["process"] for line in lines} == {"flower"}
     # And every address only with a password
     refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0", FLOWER_URL_PREFIX="x", FLOWER_DEBUG="no")
     assert refused.process.wait(WAIT_SECONDS_MAX) != 0

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("asyncio", "anyio", "hypothesispytest", "timeout", "schemathesis")  # a process starts sooner without them
 CONFTEST = """
 import pytest
-from stack import servers
 from support.groups import (
     SHARED_KAFKA, SharedServer, put_longest_first, pytest_runtest_teardown, pytest_xdist_make_scheduler
 )

@@ -3,9 +3,11 @@
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from pipeline import logs
 from pipeline.errors import SettingsError, SinkUnavailableError, SluiceError, in_full
 from pipeline.settings import Settings
 from pipeline.text import on_its_lines, on_one_line
+from tasks import startup
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +33,18 @@ def _said(form: str, level: str = "INFO") -> io.StringIO:
     stream = io.StringIO()
     logs.configure(level=level, form=form, process="ingest", stream=stream)
     return stream
+
+
+def test_what_a_signal_makes_a_worker_print_is_a_line_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(startup.worker_program, "safe_say", None)
+    worker = SimpleNamespace(quiet=False)
+    startup._prepare_output(Settings(log_format="json"), worker)
+    startup.worker_program.safe_say("worker: Warm shutdown (MainProcess)", sys.__stdout__)
+    said = capfd.readouterr()
+    assert (worker.quiet, said.out) == (True, "")
+    assert json.loads(said.err)["message"] == "worker: Warm shutdown (MainProcess)"
 
 
 def test_a_json_line_has_the_message_and_what_belongs_to_it() -> None:
