@@ -16,8 +16,6 @@ from pipeline.text import counted
 
 _logger = logging.getLogger(__name__)
 
-# The read that overlaps with a store waits this long for more records: a store takes about as long.
-_AHEAD_SECONDS: Final = 0.005
 # While there is a backlog, the offset is committed to the log at most this often: each commit costs the log a trim and
 # a write to disk. Without a backlog it is committed before every wait, so that the log's lag is right.
 _COMMIT_SECONDS: Final = 0.1
@@ -186,9 +184,13 @@ class Prefetch(Generic[Encoded]):
         return self._log.read(self._partition, offset, records_max=self._records_next, wait_seconds=wait_seconds)
 
     def _read_and_encode(self, offset: int) -> "_Read[Encoded]":
-        """Read ahead, and encode the pieces for the sink; on the helper thread."""
+        """Read ahead, and encode the pieces for the sink; on the helper thread.
+
+        It takes what is there, and never waits for more: Redis looks at the time-outs of blocked reads only when its
+        timer comes, so a wait of 5 ms lasted up to 0.25 s, and the run waited with it.
+        """
         self._spent = None
-        read = self._cut(self._log_read(offset, _AHEAD_SECONDS))
+        read = self._cut(self._log_read(offset, wait_seconds=0.0))
         return read._replace(encoded=[self._encode(piece) for piece in read.pieces])
 
     def _cut(self, batch: LogBatch | None) -> "_Read[Encoded]":

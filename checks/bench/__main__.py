@@ -71,8 +71,8 @@ def main() -> int:
     load = os.getloadavg()[0]
     lines = measure(options, arguments.only)
     print(f"\nlog: {options.log}; medians of {rounds} rounds in turns", end="")
-    print(f" (M5, M6, M9, M10: {options.overload_rounds}; a long backlog: once); ", end="")
-    print(f"measured process on core {SERVER_CORE}, load and servers on core {LOAD_CORE}; ", end="")
+    print(f" (M5, M6, M9, M10: {options.overload_rounds}); ", end="")
+    print(f"measured process on core {SERVER_CORE}, load and servers on core {LOAD_CORE} (M7, M8: both); ", end="")
     print(f"load average before {load:.1f}" + ("; --quick: these figures mean nothing" if options.quick else ""))
     print("\n" + table(lines))
     if words := made_of(lines):

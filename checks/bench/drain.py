@@ -2,8 +2,8 @@
 
 M7: each round gets an empty database and a prefilled log, and the three take turns. The goal is a share of the slower
 baseline, since a drain can be no faster than either. M8: the same COPY and drain into a table that already holds
-events, and a drain of a long backlog. The drain has one core, PostgreSQL and the log the other. COPY and the bare read
-also have the drain's core. COPY's rows are made beforehand. By day, a drain into one table takes its turn too.
+events, and a drain of a long backlog. All of them have the whole machine. COPY's rows are made beforehand. By day, a
+drain into one table takes its turn too.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import psycopg2
 import redis
 import uuid_utils
 
-from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
+from checks.bench.machine import Options, started
 from checks.bench.process import cpu_seconds, own_cpu_seconds
 from checks.bench.table import Line, at_least, ratios
 from pipeline import wiring
@@ -38,7 +38,7 @@ PARTITION: Final = 0
 APPEND_AT_ONCE: Final = 1000
 PIECE_ROWS: Final = 100_000  # made, sent and discarded together
 TRIED_ROWS: Final = 100_000  # stored twice in each round of M8: few, so that the table keeps about its stated size
-M8_ROUNDS_MAX: Final = 3
+FULL_ROUNDS_MAX: Final = 3  # of M8 with --full
 _SIZES: Final = """
 WITH tables AS (
     SELECT 'log_events'::regclass AS oid UNION SELECT 'event_ids' UNION
@@ -257,18 +257,13 @@ class Bench:
 
 def run(options: Options, marks: set[str]) -> list[Line]:
     """Measure and return the lines."""
-    run_on(LOAD_CORE)  # for the servers
     lines = []
-    try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            bench = Bench(options, Path(folder), stack)
-            run_on(SERVER_CORE)
-            if "M7" in marks:
-                lines += _m7(bench, options)
-            if "M8" in marks:
-                lines += _m8(bench, options)
-    finally:
-        run_anywhere()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        bench = Bench(options, Path(folder), stack)
+        if "M7" in marks:
+            lines += _m7(bench, options)
+        if "M8" in marks:
+            lines += _m8(bench, options)
     return lines
 
 
@@ -313,6 +308,7 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
     elif options.by_day:
         stored, backlog = stored[-1:], 0  # two tables have to be filled
     reduced = "" if options.full else " (not the goal's size: --full has it)"
+    rounds = min(options.rounds, FULL_ROUNDS_MAX) if options.full else options.rounds
     lines = []
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(bench.database(bench.settings()))
@@ -324,7 +320,7 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
             plain_copy(database, pieces(wanted - there))
             if in_one_table is not None:
                 plain_copy(in_one_table, pieces(wanted - there_in_one_table))
-            rates, others = _rounds_at(bench, database, in_one_table, min(options.rounds, M8_ROUNDS_MAX))
+            rates, others = _rounds_at(bench, database, in_one_table, rounds)
             there = wanted + len(rates.drain) * 2 * TRIED_ROWS
             there_in_one_table = wanted + len(others.drain) * TRIED_ROWS
             size = sizes_of(database)
@@ -333,7 +329,9 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
                 Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size)),
                 *_against_one_table("M8", rates, others),
             ]
-    return [*lines, _long_backlog(bench, backlog, reduced)] if backlog else lines
+    if backlog:
+        lines.append(_long_backlog(bench, backlog, 1 if options.full else rounds, reduced))
+    return lines
 
 
 def _rounds_at(bench: Bench, database: Settings, in_one_table: Settings | None, rounds: int) -> tuple[Rates, Rates]:
@@ -373,13 +371,15 @@ def sizes_of(database: Settings) -> dict[str, int]:
         return {"rows_after": rows, "table_bytes": table_bytes, "index_bytes": index_bytes}
 
 
-def _long_backlog(bench: Bench, count: int, reduced: str) -> Line:
-    """A drain of a long backlog into an empty table, against a COPY of as many rows. Each runs once: it takes long."""
-    rates, settings = Rates(), bench.settings()
-    with bench.database(settings) as fresh:
-        rates.copy.append(count / plain_copy(fresh, pieces(count)))
-    with bench.filled_log(settings, pieces(count)), bench.database(settings) as fresh:
-        bench.drain(fresh, count, rates)
-        size = sizes_of(fresh)
+def _long_backlog(bench: Bench, count: int, rounds: int, reduced: str) -> Line:
+    """Drains of a long backlog into an empty table, against COPYs of as many rows."""
+    rates, size = Rates(), {}
+    for _ in range(rounds):
+        settings = bench.settings()
+        with bench.database(settings) as fresh:
+            rates.copy.append(count / plain_copy(fresh, pieces(count)))
+        with bench.filled_log(settings, pieces(count)), bench.database(settings) as fresh:
+            bench.drain(fresh, count, rates)
+            size = sizes_of(fresh)
     what = f"drain / COPY of a backlog of {count:,}{reduced}"
     return Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))

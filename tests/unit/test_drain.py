@@ -259,6 +259,24 @@ def test_reading_overlaps_with_storing(rig: Rig) -> None:
     assert Watched.overlaps == 0
 
 
+def test_a_read_ahead_does_not_wait(rig: Rig) -> None:
+    # Given a log that notes how long each read waits at its end
+    waits: list[tuple[int, float]] = []
+
+    class Noting(MemoryLog):
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            waits.append((offset, wait_seconds))
+            return super().read(partition, offset, records_max=records_max, wait_seconds=0)
+
+    rig.log = Noting(server=rig.log_server)
+    rig.append(0, 25)
+    assert rig.drain().stored == 25
+    # Then the reads beside a store take what is there, and only the run itself waits: Redis ends a wait of some
+    # milliseconds when its timer comes, a quarter of a second later
+    assert dict(waits[1:4]) == {10: 0.0, 20: 0.0, 25: 0.0}
+    assert waits[4][1] > 0
+
+
 def test_the_lowest_offset_is_raised_while_the_batch_is_stored(rig: Rig) -> None:
     # Given a sink that is ready to commit only when the lowest offset was raised
     raised = threading.Event()

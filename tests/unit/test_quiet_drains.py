@@ -66,7 +66,7 @@ class Log(MemoryLog):
         return super().ready(offsets, wait_seconds=0)
 
     def _pass(self, wait_seconds: float) -> None:
-        if wait_seconds < 0.01:  # as far as it reads ahead
+        if not wait_seconds:  # as far as it reads ahead
             return
         self.waits.append(wait_seconds)
         if self.appends and self.appends[0][0] <= self.seconds() + wait_seconds:
