@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
@@ -174,6 +174,25 @@ class Wire:
         """The server's current facts. The connection to a replica is closed; see `receive`."""
         try:
             return parse_facts(self.call(*_ASK_FACTS))
+        except ReadOnlyError:
+            self._connection.disconnect()
+            raise
+
+    def ask_facts_and(self, *command: str | bytes | int) -> tuple[RedisFacts, Any]:
+        """`ask_facts`, and the response of a command in the same round trip: an error that Redis sends is one too."""
+        self.send(*_ASK_FACTS)
+        self.send(*command)
+        try:
+            info = self.receive()
+        except BaseException:
+            self._connection.disconnect()  # the other response may still arrive
+            raise
+        try:
+            answer: Any = self.receive()
+        except ResponseError as error:
+            answer = error
+        try:
+            return parse_facts(info), answer
         except ReadOnlyError:
             self._connection.disconnect()
             raise

@@ -182,10 +182,11 @@ class RedisStreamsLog:
         """
         with connection.connected() as wire:
             try:
-                facts = wire.ask_facts()
+                facts, text = wire.ask_facts_and("GET", self._id_key)
                 if facts.is_cluster:
                     raise LogMisconfiguredError(f"the event log (Redis) can't be used: EVENT_LOG_URL {NO_CLUSTER}")
-                text = wire.call("GET", self._id_key)
+                if isinstance(text, RedisError):
+                    raise text
                 if text is None:
                     # The number of partitions is part of the id, so it can't be lost or changed separately.
                     made = f"{uuid.uuid4().hex}.{self._settings.log_partitions}"

@@ -138,6 +138,36 @@ def test_the_positions_of_all_partitions_take_a_command_for_each_and_a_few_for_a
     rig.close()
 
 
+def test_a_look_at_who_the_log_is_takes_one_round_trip(own_rig: RedisRig) -> None:
+    log = own_rig.open()
+    identity = log.identity()
+    with own_rig.client() as client:
+
+        def reads() -> int:
+            """Requests that the server has read; more than one at a time are one."""
+            return int(client.info("stats")["total_reads_processed"])
+
+        per_look = -(reads() - reads())
+        before = reads()
+        for _ in range(5):
+            assert log.identity() == identity
+        assert reads() - before == 5 + per_look
+        # And if the user of Redis loses the right to the first question, its answers are not mixed up with others
+        client.execute_command("ACL", "SETUSER", "default", "-info")
+        for _ in range(2):
+            with pytest.raises(LogUnavailableError, match="info"):
+                log.identity()
+        client.execute_command("ACL", "SETUSER", "default", "+info")
+        assert log.identity() == identity
+        assert [one.end for one in log.positions()] == [0] * identity.partitions
+        # Nor if it is the second one
+        client.execute_command("ACL", "SETUSER", "default", "-get")
+        with pytest.raises(LogUnavailableError, match="get"):
+            log.identity()
+        client.execute_command("ACL", "SETUSER", "default", "+get")
+        assert log.identity() == identity
+
+
 def test_ids_are_the_offsets_plus_one(rig: RedisRig) -> None:
     # Given three records in one append
     rig.open().append([(1, b"a"), (1, b"b"), (1, b"c")])
