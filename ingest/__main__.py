@@ -38,9 +38,7 @@ def main() -> int:
             offers=wiring.make_offers(settings),
             throttle=wiring.make_throttle(settings),
             keys=KeySources(wiring.make_key_mirror(settings), partial(wiring.load_stored_keys, settings)),
-            readers=SystemReaders(
-                wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)
-            ),
+            readers=SystemReaders(wiring.make_history(settings), wiring.make_log(settings)),
         )
     except SettingsError as error:
         sys.stderr.write(f"ingest: {error}\n")

@@ -345,4 +345,3 @@ class DropReason(StrEnum):
 LEASE_REGULATE: Final = "regulate"  # a tick ran within this period
 LEASE_TICK: Final = "regulate:tick"  # a tick is under way
 LEASE_PROBE: Final = "probe"  # held while the prober tries PostgreSQL: the breaker is half-open during that time
-LEASE_HISTORY: Final = "history"  # the ingest process that writes this second's entry of the history

@@ -19,8 +19,7 @@ from pipeline.follower import ControlFollower
 from pipeline.health.outlook import FRESH_SECONDS, Lookout
 from pipeline.health.snapshot import Outlook
 from pipeline.loops import Loop
-from pipeline.names import LEASE_HISTORY
-from pipeline.ports.control import ControlState, Leases, paused
+from pipeline.ports.control import ControlState, paused
 from pipeline.ports.history import COUNTS, HISTORY_ENTRIES_MAX, History
 from pipeline.ports.log import EventLog, LogIdentity
 from pipeline.settings import Settings
@@ -31,7 +30,7 @@ PERIOD_SECONDS: Final = 1.0
 LOOK_BACK_ENTRIES_MAX: Final = 120  # entries in one read of the history; the first read covers the last two minutes
 # Between two reads of the log's identity, which has the number of its partitions. Appends learn of new ones as soon.
 IDENTITY_SECONDS: Final = 5.0
-LEASE_SHARE: Final = 0.9  # of the period: a second that starts late does not block the next one
+ENTRY_SHARE: Final = 0.9  # of the period: an entry that is late does not keep the next one away
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,6 @@ class SystemReaders:
     """The adapters that read the whole system. `log` is a separate client, which never appends."""
 
     history: History
-    leases: Leases
     log: EventLog
 
 
@@ -76,6 +74,7 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._loop = loop
         self._is_unavailable = False
+        self._writes = True  # this process adds the next entry; see `_add`
         self._lookout = Lookout(settings)  # used on the executor's thread
         self._identity: tuple[float, LogIdentity] | None = None  # of the log, and when it was read; None: unknown
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
@@ -138,7 +137,7 @@ class Recorder:
         return sample
 
     def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:
-        """Add the counts. If it is this process' turn, also add a sample of the system. Returns the sample."""
+        """Add the counts and, if this process writes the entries, a sample of the system. Returns the sample."""
         self._lookout.note_own(counts, seconds, self._clock.monotonic())
         seen = self._add(counts, sample)
         now = self._clock.monotonic()
@@ -148,21 +147,37 @@ class Recorder:
         return seen
 
     def _add(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
-        readers = self._readers
+        """The same, for `_record`.
+
+        One process writes the entries: it goes on as long as the store takes them. Another one that has seen no new
+        entry for a period takes its place. The store refuses a second entry of one second.
+        """
         try:
-            token = readers.leases.take(LEASE_HISTORY, seconds=PERIOD_SECONDS * LEASE_SHARE)
-            seen = None if token is None else sample | self._positions()
-            entries = readers.history.add_and_read(
-                counts, seen, after=self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX
-            )
-            self._lookout.note_entries(entries, now=self._clock.monotonic())
+            seen = sample | self._positions() if self._writes else None
+            self._writes = self._exchange(counts, seen)
+            if self._writes and seen is None:
+                seen = sample | self._positions()
+                self._writes = self._exchange(dict.fromkeys(counts, 0), seen)
         except StoreUnavailableError as error:
             if not self._is_unavailable:
                 self._is_unavailable = True
                 logger.warning("no history is written: %s", error, extra={"action": "history_away"})
+            self._writes = True
             return sample | self._positions()
         self._is_unavailable = False
         return seen
+
+    def _exchange(self, counts: dict[str, int], sample: dict[str, Any] | None) -> bool:
+        """Write, and read the new entries of all processes. Returns whether no other process writes the entries."""
+        is_added, entries = self._readers.history.add_and_read(
+            counts,
+            sample,
+            after=self._lookout.position,
+            entries_max=LOOK_BACK_ENTRIES_MAX,
+            age_seconds_min=PERIOD_SECONDS * ENTRY_SHARE,
+        )
+        self._lookout.note_entries(entries, now=self._clock.monotonic())
+        return is_added or not entries
 
     def _log_identity(self) -> LogIdentity:
         """The identity of the log, at most IDENTITY_SECONDS old. Raises what `EventLog.identity` raises."""

@@ -87,8 +87,8 @@ class ControlConnection:
 
     def run_and_call(
         self, script: LuaScript, keys: list[str], arguments: list[str], command: Sequence[str | int]
-    ) -> Any:
-        """Run a script, then a command in the same round trip; returns the command's answer.
+    ) -> tuple[Any, Any]:
+        """Run a script, then a command in the same round trip; returns both answers.
 
         Raises StoreUnavailableError if one of them fails.
         """
@@ -101,12 +101,11 @@ class ControlConnection:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
         if isinstance(of_script, NoScriptError):  # it was not run
-            self.run(script, keys, arguments)
-            return self.call(*command)
+            return self.run(script, keys, arguments), self.call(*command)
         for one in (of_script, answer):
             if isinstance(one, Exception):
                 raise self._unavailable(one) from one
-        return answer
+        return of_script, answer
 
     def wait_and_run(
         self, command: Sequence[str | int], script: LuaScript, keys: list[str], *, wait_seconds: float

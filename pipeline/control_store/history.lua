@@ -2,16 +2,27 @@
 -- Add to the totals of all ingest processes. With a sample, also write an entry that contains the totals.
 -- KEYS: 1 totals, 2 entries. ARGV: 1 sample as JSON or '', 2 entries kept, 3 milliseconds to live, 4 number of names
 -- whose totals are the entry's counts, 5 number of names behind them whose totals are its levels; those of all further
--- names are of protocols, and are written if one of them is in use. Then name, count, …
+-- names are of protocols, and are written if one of them is in use; 6 milliseconds: no entry is written if the newest one
+-- is younger, since another process has written it. Then name, count, …
+-- Returns whether an entry was written: 1 or 0.
 -- No allow-oom: at the memory limit, Redis refuses history first, and memory is left for data that the system needs.
 
 local names = {}
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   names[#names + 1] = ARGV[i]
   if ARGV[i + 1] ~= '0' then redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-if ARGV[1] ~= '' then
+local is_due = ARGV[1] ~= ''
+if is_due and ARGV[6] ~= '0' then
+  local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+  if newest then
+    local time = redis.call('TIME')
+    local age = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(string.match(newest[1], '^%d+'))
+    is_due = age < 0 or age >= tonumber(ARGV[6])  -- below 0: the clock was set back
+  end
+end
+if is_due then
   local totals = redis.call('HMGET', KEYS[1], unpack(names))
   for i = 1, #names do totals[i] = totals[i] or '0' end
   local counts, levels = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -28,4 +39,4 @@ if ARGV[1] ~= '' then
   redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[2], '*', unpack(entry))
   redis.call('PEXPIRE', KEYS[2], ARGV[3])
 end
-return 1
+return is_due and 1 or 0

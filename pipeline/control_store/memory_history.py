@@ -33,8 +33,13 @@ class MemoryHistory:
             self._written_at: float | None = None
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
+        self._add(counts, sample, 0.0)
+
+    def _add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, age_seconds_min: float) -> bool:
         with self._server.changed:
             now = self._now()
+            if self._entries and 0 <= now - self._entries[-1].at < age_seconds_min:
+                sample = None
             for name in self._totals:
                 self._totals[name] += counts.get(name, 0)
             if sample is not None:
@@ -46,6 +51,7 @@ class MemoryHistory:
                 position, seen = f"{self._number:020d}", json.loads(json.dumps(sample))
                 self._entries.append(HistoryEntry(position, now, totals, seen, levels, protocols))
             self._written_at = now
+            return sample is not None
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
         with self._server.changed:
@@ -55,10 +61,16 @@ class MemoryHistory:
             return [entry for entry in newest if entry.at > oldest]
 
     def add_and_read(
-        self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, *, after: str, entries_max: int
-    ) -> Sequence[HistoryEntry]:
-        self.add(counts, sample)
-        return self.since(after, entries_max=entries_max)
+        self,
+        counts: Mapping[str, int],
+        sample: Mapping[str, Any] | None,
+        *,
+        after: str,
+        entries_max: int,
+        age_seconds_min: float = 0.0,
+    ) -> tuple[bool, Sequence[HistoryEntry]]:
+        is_added = self._add(counts, sample, age_seconds_min)
+        return is_added, self.since(after, entries_max=entries_max)
 
     def _now(self) -> float:
         """The time, after dropping expired data. Raises StoreUnavailableError."""

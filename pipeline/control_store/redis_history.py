@@ -37,21 +37,29 @@ class RedisHistory:
         return _entries(self._connection.call(*self._read(position, entries_max)))
 
     def add_and_read(
-        self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, *, after: str, entries_max: int
-    ) -> Sequence[HistoryEntry]:
-        arguments, read = _arguments(counts, sample), self._read(after, entries_max)
-        return _entries(self._connection.run_and_call(load_script("history"), self._keys, arguments, read))
+        self,
+        counts: Mapping[str, int],
+        sample: Mapping[str, Any] | None,
+        *,
+        after: str,
+        entries_max: int,
+        age_seconds_min: float = 0.0,
+    ) -> tuple[bool, Sequence[HistoryEntry]]:
+        arguments, read = _arguments(counts, sample, age_seconds_min), self._read(after, entries_max)
+        is_added, found = self._connection.run_and_call(load_script("history"), self._keys, arguments, read)
+        return bool(is_added), _entries(found)
 
     def _read(self, position: str, entries_max: int) -> tuple[str | int, ...]:
         return "XREVRANGE", self._entries_key, "+", f"({position}" if position else "-", "COUNT", entries_max
 
 
-def _arguments(counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> list[str]:
+def _arguments(counts: Mapping[str, int], sample: Mapping[str, Any] | None, age_seconds_min: float = 0.0) -> list[str]:
     """The arguments of the script that adds counts."""
     text = "" if sample is None else json.dumps(sample, separators=(",", ":"))
     levels = [name for name in LEVEL_COUNTS if name in counts]
     protocols = [name for name in PROTOCOL_COUNTS if name in counts]
     arguments = [text, str(HISTORY_ENTRIES_MAX), str(int(FORGET_SECONDS * 1000)), str(len(COUNTS)), str(len(levels))]
+    arguments.append(str(round(age_seconds_min * 1000)))
     for name in (*COUNTS, *levels, *protocols):
         arguments += [name, str(counts.get(name, 0))]
     return arguments

@@ -117,10 +117,6 @@ USES: Final[tuple[Use, ...]] = (
              reads=(names.KEY_COUNTERS, names.KEY_BUCKET)),
     _control([WORKER], "facts about PostgreSQL", "SET GET", writes=(names.KEY_FACTS,)),
     _control(
-        [INGEST], "which ingest process writes the history", scripts=("take_lease lease_lib", "give_back_lease"),
-        writes=(f"{names.KEY_LEASE}:{names.LEASE_HISTORY}",),
-    ),
-    _control(
         [WORKER], "leases of ticks, probes and hints", scripts=("take_lease lease_lib", "give_back_lease"),
         writes=(f"{names.KEY_LEASE}:*",),
     ),

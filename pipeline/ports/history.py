@@ -62,6 +62,16 @@ class History(Protocol):
         """The newest entries after `position` ("" for all), oldest first, at most HISTORY_SECONDS before the newest."""
 
     def add_and_read(
-        self, counts: Mapping[str, int], sample: Mapping[str, Any] | None, *, after: str, entries_max: int
-    ) -> Sequence[HistoryEntry]:
-        """`add`, and then `since` the position `after`, in one round trip."""
+        self,
+        counts: Mapping[str, int],
+        sample: Mapping[str, Any] | None,
+        *,
+        after: str,
+        entries_max: int,
+        age_seconds_min: float = 0.0,
+    ) -> tuple[bool, Sequence[HistoryEntry]]:
+        """`add`, and then `since` the position `after`, in one round trip.
+
+        The entry is not added if the newest one is younger than `age_seconds_min`: another process has written it.
+        Returns whether an entry was added.
+        """

@@ -81,13 +81,31 @@ def test_what_was_added_is_read_in_the_same_round_trip(control_redis: Server) ->
         per_look = -(reads() - reads())
         before = reads()
         for number in range(5):
-            [entry] = history.add_and_read({"admitted": 1}, {"number": number}, after="", entries_max=1)
+            _, [entry] = history.add_and_read({"admitted": 1}, {"number": number}, after="", entries_max=1)
             assert entry.sample == {"number": number}
         assert reads() - before == 5 + per_look
         # When the server has lost its scripts, then it writes and reads all the same, once
         client.script_flush()
-        [entry] = history.add_and_read({"admitted": 1}, {"number": 5}, after="", entries_max=1)
+        _, [entry] = history.add_and_read({"admitted": 1}, {"number": 5}, after="", entries_max=1)
     assert (entry.sample, entry.counts[0]) == ({"number": 5}, 7)
+
+
+def test_the_entry_of_a_second_is_written_once(rig: Rig) -> None:
+    # Given two processes that both want to write the entry of this second
+    def write(history: History, name: str, age_seconds_min: float) -> tuple[bool, list[str]]:
+        added, entries = history.add_and_read(
+            {"admitted": 1}, {"by": name}, after="", entries_max=10, age_seconds_min=age_seconds_min
+        )
+        return added, [entry.sample["by"] for entry in entries]
+
+    assert write(rig.history, "one", 30.0) == (True, ["one"])
+    assert write(rig.another, "two", 30.0) == (False, ["one"])
+    # Then its counts are in the totals all the same
+    assert write(rig.another, "two", 0.0) == (True, ["one", "two"])
+    [*_, last] = rig.history.since("", entries_max=10)
+    assert last.counts[COUNTS.index("admitted")] == 3
+    # And a call without a sample adds none
+    assert rig.history.add_and_read({}, None, after=last.id, entries_max=10) == (False, [])
 
 
 def test_a_history_that_was_never_written_is_empty(rig: Rig) -> None:

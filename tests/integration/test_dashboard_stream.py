@@ -17,7 +17,7 @@ import ingest.dashboard
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, get, post, request, send
 from ingest.dashboard.recorder import SystemReaders
-from pipeline.control_store.memory import MemoryLeases, MemoryServer
+from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.log.memory import MemoryLog
 from pipeline.names import Mode
@@ -40,9 +40,7 @@ def start() -> Iterator[Start]:
         edge = RunningIngest(
             settings,
             control=control,
-            make_readers=lambda log: SystemReaders(
-                history or MemoryHistory(control), MemoryLeases(settings, control), MemoryLog(server=log)
-            ),
+            make_readers=lambda log: SystemReaders(history or MemoryHistory(control), MemoryLog(server=log)),
         )
         running.append(edge)
         return edge.start()

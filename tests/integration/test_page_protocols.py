@@ -7,7 +7,7 @@ import pytest
 
 from checks.testbed.wire import post
 from ingest.dashboard.recorder import SystemReaders
-from pipeline.control_store.memory import MemoryLeases, MemoryServer
+from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.log.memory import MemoryLog
 from pipeline.settings import Settings
@@ -23,9 +23,7 @@ def edge() -> Iterator[RunningIngest]:
     running = RunningIngest(
         settings,
         control=control,
-        make_readers=lambda log: SystemReaders(
-            MemoryHistory(control), MemoryLeases(settings, control), MemoryLog(server=log)
-        ),
+        make_readers=lambda log: SystemReaders(MemoryHistory(control), MemoryLog(server=log)),
     )
     yield running.start()
     running.stop()

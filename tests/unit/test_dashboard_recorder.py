@@ -3,9 +3,14 @@
 from types import SimpleNamespace
 from typing import Any
 
-from ingest.dashboard.recorder import IDENTITY_SECONDS, Recorder
+import pytest
+
+from ingest.dashboard.recorder import IDENTITY_SECONDS, Recorder, SystemReaders
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.errors import LogUnavailableError
+from pipeline.ports.history import COUNTS
 from pipeline.ports.log import PartitionPosition
 from pipeline.settings import Settings
 
@@ -55,6 +60,92 @@ def test_the_logs_identity_is_read_every_few_seconds_and_after_a_failure() -> No
     # Each read is reported with the log that answered for all partitions, or with none
     whole = SimpleNamespace(partitions=2)
     assert read == [whole] * int(IDENTITY_SECONDS) + [None, None, whole]
+    recorder.close()
+
+
+class _Rig:
+    """Ingest processes that write one history in memory; their log counts its reads."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(self.clock)
+        self.history = MemoryHistory(self.server)
+        self.reads: list[str] = []
+
+    def process(self, name: str) -> Recorder:
+        log: Any = Log()
+        positions = log.positions
+
+        def counted() -> list[PartitionPosition]:
+            self.reads.append(name)
+            return list(positions())
+
+        log.positions = counted
+        none: Any = None
+        return Recorder(
+            SystemReaders(self.history, log), deltas=none, admission=none, follower=none, settings=Settings(),
+            clock=self.clock, loop=none,
+        )  # fmt: skip
+
+    def second(self, recorder: Recorder, name: str) -> None:
+        recorder._record(dict.fromkeys(COUNTS, 0), 1.0, {"by": name})
+
+    def writers(self) -> list[str]:
+        return [entry.sample["by"] for entry in self.history.since("", entries_max=100)]
+
+
+def test_one_process_writes_the_history_and_another_follows_when_it_ends() -> None:
+    rig = _Rig()
+    one, two = rig.process("one"), rig.process("two")
+    # When two processes write their seconds, the second one just before the next of the first
+    for _ in range(5):
+        rig.second(one, "one")
+        rig.clock.advance(0.95)
+        rig.second(two, "two")
+        rig.clock.advance(0.05)
+    # Then one of them writes an entry a second and reads the log, after a first second in which both try
+    assert rig.writers() == ["one"] + ["two"] * 5
+    assert rig.reads == ["one", "two", "one", "two", "two", "two", "two"]
+    # When that one ends, then the other one writes in the first second in which it sees no new entry
+    before = len(rig.writers())
+    for _ in range(4):
+        rig.second(one, "one")
+        rig.clock.advance(1.0)
+    assert rig.writers()[before:] == ["one"] * 3
+    for recorder in (one, two):
+        recorder.close()
+
+
+def test_a_second_of_history_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process alone
+    rig = _Rig()
+    recorder = rig.process("one")
+    calls: list[str] = []
+    add_and_read, content = rig.history.add_and_read, rig.server.content
+
+    def counted_history(*arguments: Any, **named: Any) -> Any:
+        calls.append("history")
+        return add_and_read(*arguments, **named)
+
+    def counted_content() -> Any:
+        calls.append("server")
+        return content()
+
+    monkeypatch.setattr(rig.history, "add_and_read", counted_history)
+    monkeypatch.setattr(rig.server, "content", counted_content)
+    # When it writes, then it asks the store once, and also after an outage and after a late second
+    for pause in (1.0, 1.2, 0.8, 1.0):
+        calls.clear()
+        rig.second(recorder, "one")
+        assert calls.count("history") == 1
+        assert set(calls) == {"history", "server"}
+        rig.clock.advance(pause)
+    rig.server.is_unavailable = True
+    rig.second(recorder, "one")
+    rig.server.is_unavailable = False
+    rig.clock.advance(1.0)
+    rig.second(recorder, "one")
+    assert rig.writers() == ["one"] * 4  # the second after the late one had one already
     recorder.close()
 
 
