@@ -179,7 +179,7 @@ class System(SystemFolder):
             self.check()
             servers = self._unless_interrupted(self._servers)
             for server in servers.values():
-                for line in server.repair():
+                for line in self._unless_interrupted(server.repair):
                     print(line, file=sys.stderr)
             urls = self._urls(servers)
             programs = [_server_program(server) for server in servers.values()] + self._sluice(urls)

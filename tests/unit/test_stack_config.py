@@ -2,15 +2,17 @@
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 import stack.__main__
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.settings import Settings
 from stack import surroundings
 from stack.config import StackConfig, environ_of_its_own, free_base, free_ports
-from stack.servers import ROOT, ServerError, free_port, port_problem
+from stack.servers import ROOT, Server, ServerError, free_port, port_problem
 from stack.system import System
 
 
@@ -332,3 +334,35 @@ def test_the_policy_of_the_command_line_is_that_of_the_system(
 
     monkeypatch.setattr(stack.__main__, "_up", up)
     assert (stack.__main__.main(words), started) == (0, [policy])
+
+
+def test_a_start_that_waits_for_what_a_killed_server_left_ends_with_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a server whose repair waits, as PostgreSQL's does for orphaned children
+    begun, ended = threading.Event(), threading.Event()
+
+    def wait() -> list[str]:
+        begun.set()
+        ended.wait(WAIT_SECONDS_MAX)
+        return []
+
+    server = Server("postgres", [], tmp_path / "log", "", 0, lambda: True, repair=wait)
+    system = System(config_of(tmp_path, "redis", PORT_BASE=free_base()))
+    monkeypatch.setattr(system, "_servers", lambda: {"postgres": server})
+    interrupted = threading.Event()
+
+    def interrupt() -> None:
+        begun.wait(WAIT_SECONDS_MAX)
+        interrupted.set()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    # When Ctrl-C comes meanwhile, then the start ends
+    try:
+        with pytest.raises(ServerError, match="interrupted while starting"):
+            system.start(interrupted)
+        assert not ended.is_set()
+    finally:
+        ended.set()
+        thread.join()
