@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -26,7 +27,7 @@ from pipeline.event_text import clock_time, day_time, log_text, pause_text, rate
 from pipeline.health.judge import duration
 from pipeline.health.runbooks import runbook_place
 from pipeline.health.snapshot import HealthInputs
-from pipeline.names import BreakerState, Health
+from pipeline.names import BreakerState, Health, Queue
 from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
 from pipeline.ports.schema import Schema
 from pipeline.refusals_text import refusals_line
@@ -146,6 +147,8 @@ def _figure_blocks(status: SystemStatus, width: int) -> Iterator[_Block]:
     left = "" if not known.lag or known.seconds_to_empty is None else f", empty in {duration(known.seconds_to_empty)}"
     rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
     lag = _measured(known.lag, "event" if known.lag == 1 else "events", policy, MEASURE_LAG)
+    if known.is_controller_silent and known.store_problem is None:
+        lag = "unknown while the controller is silent" if known.lag is None else f"{lag}; by the log's own commits"
     yield _Block(_FIGURE, _wrapped("offered      ", _traffic(known), width))
     yield _Block(_DETAIL, [*_levels(known), *_protocols(known), *_refused(status, width)])
     yield _Block(_FIGURE, _wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width))
@@ -396,7 +399,8 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
     log = wiring.make_log(settings)
     store, events = wiring.make_control_store(settings, reads_keys=False), wiring.make_control_events(settings)
     history, throttle = wiring.make_history(settings), wiring.make_throttle(settings)
-    parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count, throttle)
+    waiting = partial(wiring.make_queues(settings).waiting, Queue.CONTROL)
+    parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count, throttle, waiting)
     try:
         while True:
             status = read_status(parts)

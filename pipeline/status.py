@@ -65,6 +65,7 @@ class StatusContext:
     # Queries PostgreSQL; not called unless the breaker is closed.
     count_dead_letters: Callable[[], DeadLetterCounts] | None = None
     throttle: Throttle | None = None
+    ticks_waiting: Callable[[], int] | None = None  # tasks in the control worker's queue; called if it is silent
 
 
 def read_status(context: StatusContext) -> SystemStatus:
@@ -84,6 +85,8 @@ def read_status(context: StatusContext) -> SystemStatus:
         store_problem=store_problem,
         log_problem=log_problem,
     )
+    if inputs.is_controller_silent and store_problem is None:
+        inputs = replace(inputs, ticks_waiting=_ask_queue(context))
     return SystemStatus(
         replace(inputs, database_problem=database_problem, refusals=refusals),
         dead_letters=None if letters is None else letters.open,
@@ -96,6 +99,13 @@ def read_status(context: StatusContext) -> SystemStatus:
 def _ask_throttle(context: StatusContext) -> Refusals | None:
     try:
         return None if context.throttle is None else context.throttle.reported()
+    except SluiceError:
+        return None
+
+
+def _ask_queue(context: StatusContext) -> int | None:
+    try:
+        return None if context.ticks_waiting is None else context.ticks_waiting()
     except SluiceError:
         return None
 

@@ -36,6 +36,7 @@ from pipeline.names import (
 from pipeline.ports.control import Alarm, Pause
 from pipeline.ports.rate import Explanation
 from pipeline.refusals_text import heaviest_share, most_refused, reason_share
+from pipeline.text import counted
 
 # The start of an adapter's error text, before the reason; the problem's text already contains it.
 _SAYS_WHO: Final = re.compile(
@@ -309,12 +310,28 @@ def _controller(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.is_controller_silent:
         age = inputs.controller_age
         spoke = "has published no rate yet" if age is None else f"is silent since {clock_time(inputs.at - age)}"
+        waiting, look_at = _silent_process(inputs.ticks_waiting)
         yield Problem(
             ProblemCode.CONTROLLER_SILENT,
             Severity.DEGRADED,
-            f"The controller {spoke}: the last rate holds for a while, then falls to the lowest rate",
-            "Beat and the control worker: do both run, and do they reach Redis?",
+            f"The controller {spoke}{waiting}: the last rate holds for a while, then falls to the lowest rate",
+            look_at,
         )
+
+
+def _silent_process(ticks_waiting: int | None) -> tuple[str, str]:
+    """Which of Beat and the control worker is silent, by the ticks that wait between them, and what to do."""
+    if ticks_waiting is None:
+        return "", "Beat and the control worker: do both run, and do they reach Redis?"
+    if ticks_waiting:
+        return (
+            f"; {counted(ticks_waiting, 'task')} wait{'s' if ticks_waiting == 1 else ''} in its queue",
+            "the control worker: it takes no tasks, so it does not run, is frozen or can't reach Redis. Start it again",
+        )
+    return (
+        "; no task waits in its queue",
+        "Beat, which sends no ticks; if it does, the log of the control worker, which then fails at each tick",
+    )
 
 
 # --- Lag and progress ---------------------------------------------------------------------------------------------
@@ -520,6 +537,8 @@ def _why_limited(inputs: HealthInputs) -> tuple[str, str]:
     if inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):
         return f"{_why_behind(inputs.explanation)} the rate{rate}", "why consumers are behind"
     if inputs.mode is Mode.UNKNOWN:
+        if inputs.is_controller_silent:
+            return f"the controller is silent, and the rate falls{rate}", "why the controller is silent"
         return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
     limit = "" if inputs.rate is None else f" of {rate_text(inputs.rate)}"
     return f"clients offer more than the rate{limit}", f"{inputs.explanation.look_at}{_hold_back(inputs)}"

@@ -119,6 +119,7 @@ class HealthInputs:
     log_problem: str | None = None
     database_problem: str | None = None
     shadow: Shadow | None = None  # what the policy of RATE_POLICY_SHADOW would decide
+    ticks_waiting: int | None = None  # tasks in the queue of the control worker; only read if the controller is silent
     serves_clients: bool = False  # an ingest process made it: its clients can't reach what it can't reach either
 
     @property
@@ -166,6 +167,8 @@ class HealthInputs:
             return "breaker is open"
         if self.override is not None:
             return "set by an operator"
+        if self.is_controller_silent:
+            return "controller is silent"
         is_full = self.mode is Mode.NORMAL and self.rate == self.explanation.rate_max
         explained = "the full rate" if is_full else self.explanation.reason
         return "lag is unknown" if self.mode is Mode.UNKNOWN else explained or f"the mode is {self.mode.value}"

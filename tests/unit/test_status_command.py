@@ -107,6 +107,10 @@ def test_partitions_that_are_paused_are_named() -> None:
 def test_one_event_is_no_plural() -> None:
     assert "\nlag          1 event [" in screen(replace(HEALTHY, lag=1))
     assert "\nlag          2 events [" in screen(replace(HEALTHY, lag=2))
+    # And while the controller is silent, it is said from where the lag is, or why it is not known
+    silent = replace(HEALTHY, controller_age=60.0)
+    assert "by the log's own commits" in screen(replace(silent, lag=2), 300)
+    assert "\nlag          unknown while the controller is silent" in screen(replace(silent, lag=None))
     assert "of them 1 conflict (an eventId" in screen(HEALTHY, 300, dead_letters=7, dead_letter_conflicts=1)
 
 
