@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import Empty
 from typing import Any, Final
@@ -37,6 +37,9 @@ HEARTBEAT_SECONDS: Final = 5.0
 QUEUE_WAIT_SECONDS: Final = 5
 # Kombu looks each second whether bindings of its queues for replies expire, which is after an hour.
 BINDINGS_SECONDS: Final = 30.0
+# With a shorter visibility time-out than this, an acknowledgement is sent at once. Otherwise it may wait for kombu's
+# next look for messages of killed workers, which comes every 5 s (`unacked_restore_interval`).
+ACK_TIMEOUT_SECONDS_MIN: Final = 15.0
 OURS: Final = "sluice."  # prefix of our tasks' names
 DRAIN_TASK: Final = "sluice.drain"  # the only task of the queue `batches`
 
@@ -78,6 +81,59 @@ class SluiceMessage(virtual.Message):
         return super()._decode()
 
 
+class SluiceQoS(kombu_redis.QoS):
+    """What a channel knows of the messages that it has taken, with fewer round trips than kombu's.
+
+    An acknowledgement waits for the next command about such messages, which comes in a few seconds. If the worker is
+    killed meanwhile, the message comes again after the visibility time-out, although its task has begun. Each task of
+    Sluice may be repeated: it is a hint or a tick.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._acked: list[str] = []  # tags of acknowledgements that wait; the first one is the oldest
+        super().__init__(*args, **options)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, at once in this process; the broker learns of it with the next command."""
+        self._acked.append(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+        is_short = self.visibility_timeout < ACK_TIMEOUT_SECONDS_MIN
+        if is_short or not self.channel.active_queues:  # a paused worker looks for no messages
+            self.send_acks()
+
+    def send_acks(self) -> None:
+        """Send the acknowledgements that wait. If the broker is lost, so are they: the messages come again."""
+        if self._acked:
+            with contextlib.suppress(*self.channel.connection_errors), self.pipe_or_acquire() as pipe:
+                pipe.execute()
+
+    @contextlib.contextmanager
+    def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Iterator[Any]:
+        """A pipeline; a new one begins with the acknowledgements that wait. Each of its users executes it."""
+        with super().pipe_or_acquire(pipe, client) as found:
+            if pipe is None and self._acked:
+                acked, self._acked = self._acked, []
+                found.zrem(self.unacked_index_key, *acked).hdel(self.unacked_key, *acked)
+            yield found
+
+    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
+        """Give back messages that another worker took long ago, if there are any.
+
+        Kombu takes a lock for each look. It is taken here only if a look without it has found one.
+        """
+        with self.pipe_or_acquire() as pipe:
+            ceiling = SystemClock().now() - self.visibility_timeout
+            pipe.zrange(self.unacked_index_key, ceiling, 0, desc=True, byscore=True, offset=0, num=1)
+            *_, found = pipe.execute()
+        if found:
+            super().restore_visible(start=start, num=num, interval=interval)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what was not acknowledged, when the channel closes; the others are acknowledged before."""
+        self.send_acks()
+        super().restore_unacked_once(stderr)
+
+
 class SluiceChannel(kombu_redis.Channel):
     """Kombu's channel, with the messages above.
 
@@ -87,6 +143,7 @@ class SluiceChannel(kombu_redis.Channel):
     """
 
     Message = SluiceMessage
+    QoS = SluiceQoS
     _in_poll: Any  # the connection on which a read of the queues waits; None if none does
     _kept_client: Any = None  # for commands that do not block
 
@@ -138,6 +195,11 @@ class SluiceChannel(kombu_redis.Channel):
                 raise
             note_dropped(DropReason.MALFORMED, repr(error))
             return None
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        """Take no more messages from a queue. Nothing may follow that would bring the acknowledgements along."""
+        self.qos.send_acks()
+        return super()._basic_cancel(consumer_tag)  # type: ignore[misc]  # kombu's types leave it out
 
     def _drop_other_types(self) -> None:
         """Delete a queue's key that is no list: nothing can be sent to it, and Redis refuses each read of all queues.

@@ -1,5 +1,7 @@
 """What a worker's consumer spares: clients of the broker, and messages for Flower."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import redis
 from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
+from kombu.transport import redis as kombu_redis
 
 from pipeline.clock import ManualClock, SystemClock
 from tasks.consumer import (
@@ -16,6 +19,7 @@ from tasks.consumer import (
     QUEUE_WAIT_SECONDS,
     SluiceChannel,
     SluiceConsumer,
+    SluiceQoS,
     SluiceTransport,
 )
 
@@ -36,6 +40,126 @@ def test_a_channel_makes_one_client_for_each_pool() -> None:
     # A reader that blocks has its own
     channel._async_pool = redis.ConnectionPool()
     assert channel._create_client(asynchronous=True) is not third
+
+
+class FakePipeline:
+    """A pipeline of redis-py that records what it would send."""
+
+    def __init__(self, client: "FakeBroker") -> None:
+        self._client = client
+        self._commands: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def command(*_: Any, **__: Any) -> "FakePipeline":
+            self._commands.append(name)
+            return self
+
+        return command
+
+    def execute(self) -> list[Any]:
+        if self._client.is_lost:
+            raise ConnectionResetError
+        self._client.trips.append(self._commands)
+        return [self._client.visible if name == "zrange" else 1 for name in self._commands]
+
+
+class FakeBroker:
+    """A client of the broker that records its round trips."""
+
+    def __init__(self) -> None:
+        self.trips: list[list[str]] = []
+        self.visible: list[Any] = []  # messages that were taken long ago
+        self.is_lost = False
+
+    def pipeline(self) -> FakePipeline:
+        return FakePipeline(self)
+
+
+@pytest.fixture
+def broker() -> FakeBroker:
+    return FakeBroker()
+
+
+@pytest.fixture
+def qos(broker: FakeBroker) -> Iterator[Any]:
+    """What a channel keeps of the messages that were taken and are not acknowledged."""
+    channel = SimpleNamespace(
+        conn_or_acquire=lambda _=None: nullcontext(broker), unacked_key="unacked", unacked_index_key="unacked_index",
+        visibility_timeout=60, active_queues={"control"}, do_restore=True, connection_errors=(OSError,),
+    )  # fmt: skip
+    qos: Any = SluiceQoS(channel, 1)
+    yield qos
+    qos._on_collect.cancel()  # it would give back what is not acknowledged
+
+
+def taken(tag: str) -> Any:
+    return SimpleNamespace(delivery_info={"exchange": "control", "routing_key": "control"}, _raw={}, delivery_tag=tag)
+
+
+_ADDED, _REMOVED = ["zadd", "hset"], ["zrem", "hdel"]
+
+
+def test_an_acknowledgement_is_sent_with_the_next_message(qos: Any, broker: FakeBroker) -> None:
+    # Given a message that was acknowledged: it takes no place of the pool
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    assert broker.trips == [_ADDED]
+    assert qos.can_consume()
+    # When the next one is taken, then both are told in one round trip
+    qos.append(taken("b"), "b")
+    assert broker.trips == [_ADDED, [*_REMOVED, *_ADDED]]
+    # And the acknowledgement is sent once
+    qos.append(taken("c"), "c")
+    assert broker.trips[-1] == _ADDED
+
+
+def test_the_search_for_messages_of_others_is_one_round_trip_while_there_are_none(
+    qos: Any, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[int] = []
+    monkeypatch.setattr(kombu_redis.QoS, "restore_visible", lambda *_, **__: locked.append(len(broker.trips)))
+    # Given an acknowledgement that waits
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    # When the search comes, then it brings that along, and takes no lock
+    qos.restore_visible(num=None, interval=1)
+    qos.restore_visible(num=None, interval=1)
+    assert broker.trips[1:] == [[*_REMOVED, "zrange"], ["zrange"]]
+    assert locked == []
+    # But it does if a worker was killed that had taken a message
+    broker.visible = [("x", 1.0)]
+    qos.restore_visible(num=None, interval=1)
+    assert locked == [4]
+
+
+@pytest.mark.parametrize("change", ["few_seconds", "no_queue"])
+def test_an_acknowledgement_does_not_wait_where_nothing_would_bring_it_along(
+    qos: Any, broker: FakeBroker, change: str
+) -> None:
+    # Given a visibility time-out that is hardly longer than the wait, or a worker whose queue is paused
+    if change == "few_seconds":
+        qos.channel.visibility_timeout = 5
+    else:
+        qos.channel.active_queues = set()
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    assert broker.trips == [_ADDED, _REMOVED]
+    assert qos.can_consume()
+
+
+def test_acknowledgements_that_wait_are_sent_before_the_channel_closes(qos: Any, broker: FakeBroker) -> None:
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    qos.restore_unacked_once()
+    assert broker.trips[1:] == [_REMOVED]
+
+
+def test_a_lost_broker_takes_acknowledgements_along(qos: Any, broker: FakeBroker) -> None:
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    broker.is_lost = True
+    qos.restore_unacked_once()  # the message comes again
+    assert broker.trips == [_ADDED]
 
 
 @pytest.fixture
