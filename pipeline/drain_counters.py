@@ -110,7 +110,7 @@ class DrainCounters:
         self._counts["stored_seconds:sum"] += (len(received) * now_ms - sum(received)) / 1000
 
 
-def buckets(counters: dict[str, float], name: str, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+def buckets(counters: Mapping[str, float], name: str, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
     """A histogram's cumulative (upper bound, count), and the sum of its values, from the system's counters."""
     total = 0.0
     found = []

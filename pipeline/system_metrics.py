@@ -69,19 +69,19 @@ class SystemCollector(Collector):
         """All values that are known now."""
         context, control, log = self._context, _Asking(), _Asking()
         state = control.ask(context.store.state)
+        counters = control.ask(context.counters.read)
         if state is not None:
             age = self._controller_age(state)
             yield from _control_gauges(state, context.settings, age)
             yield from _lag_gauges(state, context.settings, age)
-            yield from self._bucket_gauges(state, control.ask(context.counters.tokens))
-        counters = control.ask(context.counters.totals)
+            yield from self._bucket_gauges(state, None if counters is None else counters.tokens)
         if counters is not None:
-            yield from _counters(counters)
-            yield from _histograms(counters)
-        yield from _fact_gauges(control.ask(context.counters.facts) or {})
+            yield from _counters(counters.totals)
+            yield from _histograms(counters.totals)
+            yield from _fact_gauges(counters.facts)
         yield from _memory_gauges(
             {
-                "control": control.ask(context.counters.memory),
+                "control": None if counters is None else counters.memory,
                 "log": None if context.log_memory is None else log.ask(context.log_memory),
             }
         )
@@ -226,7 +226,7 @@ def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) 
             yield metrics.LAG_SECONDS.gauge(rate.lag / drain_rate if rate.lag else 0.0)
 
 
-def _counters(counters: dict[str, float]) -> Iterator[Metric]:
+def _counters(counters: Mapping[str, float]) -> Iterator[Metric]:
     """The results of drains, and the starts of programs; from 0 after a flush of the control server."""
     events = metrics.DRAINED_EVENTS.counter()
     for result, name in (
@@ -255,7 +255,7 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
     yield starts
 
 
-def _histograms(counters: dict[str, float]) -> Iterator[Metric]:
+def _histograms(counters: Mapping[str, float]) -> Iterator[Metric]:
     for declared, key, bounds in (
         (metrics.RECEIPT_TO_STORE, "stored_seconds", drain_counters.STORED_SECONDS),
         (metrics.BATCH_EVENTS, "batch_events", drain_counters.BATCH_EVENTS),
@@ -264,7 +264,7 @@ def _histograms(counters: dict[str, float]) -> Iterator[Metric]:
         yield declared.histogram(*drain_counters.buckets(counters, key, bounds))
 
 
-def _fact_gauges(facts: dict[str, Any]) -> Iterator[Metric]:
+def _fact_gauges(facts: Mapping[str, Any]) -> Iterator[Metric]:
     """Results of occasional PostgreSQL queries; absent while PostgreSQL does not answer."""
     for key, declared in (
         ("dead_letters", metrics.DEAD_LETTERS),

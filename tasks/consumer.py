@@ -89,6 +89,8 @@ class SluiceQoS(kombu_redis.QoS):
     Sluice may be repeated: it is a hint or a tick.
     """
 
+    channel: Any
+
     def __init__(self, *args: Any, **options: Any) -> None:
         self._acked: list[str] = []  # tags of acknowledgements that wait; the first one is the oldest
         super().__init__(*args, **options)
@@ -116,7 +118,7 @@ class SluiceQoS(kombu_redis.QoS):
                 found.zrem(self.unacked_index_key, *acked).hdel(self.unacked_key, *acked)
             yield found
 
-    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
+    def restore_visible(self, start: int = 0, num: Any = 10, interval: int = 10) -> None:
         """Give back messages that another worker took long ago, if there are any.
 
         Kombu takes a lock for each look. It is taken here only if a look without it has found one.
@@ -198,7 +200,8 @@ class SluiceChannel(kombu_redis.Channel):
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         """Take no more messages from a queue. Nothing may follow that would bring the acknowledgements along."""
-        self.qos.send_acks()
+        qos: Any = self.qos
+        qos.send_acks()
         return super()._basic_cancel(consumer_tag)  # type: ignore[misc]  # kombu's types leave it out
 
     def _drop_other_types(self) -> None:

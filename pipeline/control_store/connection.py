@@ -85,6 +85,16 @@ class ControlConnection:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
+    def ask_all(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        """Run commands that do not block in one round trip. Raises StoreUnavailableError if one of them fails."""
+        try:
+            with self._quick_client().pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return list(pipeline.execute())
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
     def run_and_call(
         self, script: LuaScript, keys: list[str], arguments: list[str], command: Sequence[str | int]
     ) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.control_store.memory_server import MemoryServer
+from pipeline.ports.counters import CountersRead
 
 
 @dataclass
@@ -41,24 +42,20 @@ class MemoryCounters:
                 if count:
                     held.counters[name] = held.counters.get(name, 0.0) + count
 
-    def totals(self) -> dict[str, float]:
+    def read(self) -> CountersRead:
         with self._server.changed:
-            return dict(self._now_held().counters)
+            held, bucket, clock = self._now_held(), self._server.content().bucket, self._server.clock
+            return CountersRead(
+                totals=dict(held.counters),
+                facts=dict(held.facts) if clock.now() < held.facts_until else {},
+                tokens=None if bucket is None else (bucket.tokens, clock.monotonic() - bucket.at, bucket.rate),
+                memory=(0, 0),
+            )
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         with self._server.changed:
             held = self._now_held()
             held.facts, held.facts_until = dict(facts), self._server.clock.now() + seconds
-
-    def facts(self) -> dict[str, Any]:
-        with self._server.changed:
-            held = self._now_held()
-            return dict(held.facts) if self._server.clock.now() < held.facts_until else {}
-
-    def tokens(self) -> tuple[float, float, float] | None:
-        with self._server.changed:
-            held = self._server.content().bucket
-            return None if held is None else (held.tokens, self._server.clock.monotonic() - held.at, held.rate)
 
     def memory(self) -> tuple[int, int]:
         with self._server.changed:

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_COUNTERS_SENDER, KEY_FACTS
+from pipeline.ports.counters import CountersRead
 from pipeline.settings import Settings
 
 _SENDER_SECONDS: Final = 600  # how late an addition whose response was lost may be repeated
@@ -27,32 +28,49 @@ class RedisCounters:
             keys = [self._counters, self._connection.key(KEY_COUNTERS_SENDER, sender)]
             self._connection.run(load_script("add_counts"), keys, [str(number), str(_SENDER_SECONDS), *arguments])
 
-    def totals(self) -> dict[str, float]:
-        found: dict[str, str] = self._connection.call("HGETALL", self._counters)
-        totals = {}
-        for name, value in found.items():
-            with contextlib.suppress(ValueError):  # of a newer version, which counts something else
-                totals[name] = float(value)
-        return totals
+    def read(self) -> CountersRead:
+        counts, facts, bucket, time, memory = self._connection.ask_all(
+            [
+                ("HGETALL", self._counters),
+                ("GET", self._facts),
+                ("HMGET", self._bucket, "tokens", "at", "rate"),
+                ("TIME",),
+                ("INFO", "memory"),
+            ]
+        )
+        return CountersRead(_totals(counts), _facts(facts), _tokens(bucket, time), _memory(memory))
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         self._connection.call("SET", self._facts, json.dumps(facts), "PX", max(1, int(seconds * 1000)))
 
-    def facts(self) -> dict[str, Any]:
-        text = self._connection.call("GET", self._facts)
-        with contextlib.suppress(ValueError):
-            found = json.loads(text) if text else {}
-            if isinstance(found, dict):
-                return found
-        return {}  # of another version; they are noted again every few seconds
-
-    def tokens(self) -> tuple[float, float, float] | None:
-        tokens, at, rate = self._connection.call("HMGET", self._bucket, "tokens", "at", "rate")
-        if tokens is None:
-            return None
-        seconds, micros = self._connection.call("TIME")
-        return float(tokens), max(0.0, int(seconds) + int(micros) / 1e6 - float(at)), float(rate)
-
     def memory(self) -> tuple[int, int]:
-        fields: dict[str, int] = self._connection.call("INFO", "memory")
-        return int(fields["used_memory"]), int(fields["maxmemory"])
+        return _memory(self._connection.call("INFO", "memory"))
+
+
+def _totals(found: Mapping[str, str]) -> dict[str, float]:
+    totals = {}
+    for name, value in found.items():
+        with contextlib.suppress(ValueError):  # of a newer version, which counts something else
+            totals[name] = float(value)
+    return totals
+
+
+def _facts(text: str | None) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(text) if text else {}
+        if isinstance(found, dict):
+            return found
+    return {}  # of another version; they are noted again every few seconds
+
+
+def _tokens(bucket: Sequence[str | None], time: Sequence[str]) -> tuple[float, float, float] | None:
+    """Tokens, age and rate of a bucket, at the server's time (seconds, microseconds)."""
+    tokens, at, rate = bucket
+    if tokens is None or at is None or rate is None:
+        return None
+    seconds, micros = time
+    return float(tokens), max(0.0, int(seconds) + int(micros) / 1e6 - float(at)), float(rate)
+
+
+def _memory(fields: Mapping[str, int]) -> tuple[int, int]:
+    return int(fields["used_memory"]), int(fields["maxmemory"])

@@ -1,7 +1,19 @@
 """Counters that processes of all kinds add to. One process exports them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class CountersRead:
+    """All that a scrape shows of the server besides the control state, from one moment."""
+
+    totals: Mapping[str, float]  # all counters
+    facts: Mapping[str, Any]  # empty if they have expired
+    # The bucket at its last request: tokens, seconds since then, and its rate; None if there was no request
+    tokens: tuple[float, float, float] | None
+    memory: tuple[int, int]  # see Counters.memory
 
 
 class Counters(Protocol):
@@ -18,17 +30,11 @@ class Counters(Protocol):
         and the store applies it once. The store remembers the number for minutes after the sender's last addition.
         """
 
-    def totals(self) -> dict[str, float]:
-        """All counters."""
+    def read(self) -> CountersRead:
+        """Everything, in one round trip."""
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         """Replace the facts, which expire after `seconds`. Values are JSON values."""
-
-    def facts(self) -> dict[str, Any]:
-        """The facts; empty if they have expired."""
-
-    def tokens(self) -> tuple[float, float, float] | None:
-        """The bucket at its last request: tokens, seconds since then, and its rate; None if there was no request."""
 
     def memory(self) -> tuple[int, int]:
         """Bytes that the server uses, and its limit (0: no limit)."""

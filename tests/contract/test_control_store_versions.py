@@ -353,10 +353,10 @@ def test_counts_and_facts_that_cannot_be_read_are_unknown(rig: ControlRig, newer
     counters = RedisCounters(rig.settings)
     counters.add({"rows": 2}, sender="a", number=1)
     newer.sets(KEY_COUNTERS, mood="good")
-    assert counters.totals() == {"rows": 2.0}
+    assert counters.read().totals == {"rows": 2.0}
     for text in ("not JSON", "5", "[]"):
         newer.puts(KEY_FACTS, text)
-        assert counters.facts() == {}
+        assert counters.read().facts == {}
 
 
 @pytest.mark.parametrize("field", ["consumption", "alarms", "floor_rate"])

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+import redis
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.control_store.memory import MemoryServer
@@ -11,6 +12,7 @@ from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.control_store.redis_counters import RedisCounters
 from pipeline.names import Mode
 from pipeline.ports.counters import Counters
+from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 Both = tuple[ControlRig, Callable[[], Counters]]
@@ -28,7 +30,7 @@ def both(request: pytest.FixtureRequest) -> Both:
 
 def test_counts_of_several_processes_add_up(both: Both) -> None:
     _, make = both
-    assert make().totals() == {}
+    assert make().read().totals == {}
 
     def add(sender: str) -> None:
         mine = make()
@@ -40,7 +42,7 @@ def test_counts_of_several_processes_add_up(both: Both) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert make().totals() == {"rows": 600.0, "batch_seconds:sum": 50.0}
+    assert make().read().totals == {"rows": 600.0, "batch_seconds:sum": 50.0}
 
 
 def test_an_addition_that_comes_again_is_made_once(both: Both) -> None:
@@ -49,7 +51,7 @@ def test_an_addition_that_comes_again_is_made_once(both: Both) -> None:
     for number in (1, 1, 2, 1):
         make().add({"rows": 10}, sender="s", number=number)
     make().add({"rows": 5}, sender="another", number=1)
-    assert make().totals() == {"rows": 25.0}
+    assert make().read().totals == {"rows": 25.0}
 
 
 def test_counters_begin_anew_after_a_flush(both: Both) -> None:
@@ -58,35 +60,57 @@ def test_counters_begin_anew_after_a_flush(both: Both) -> None:
     counters.add({"rows": 10}, sender="s", number=7)
     counters.note({"a": 1}, seconds=60)
     rig.flush()
-    assert (counters.totals(), counters.facts()) == ({}, {})
+    assert (counters.read().totals, counters.read().facts) == ({}, {})
     counters.add({"rows": 1}, sender="s", number=8)
-    assert counters.totals() == {"rows": 1.0}
+    assert counters.read().totals == {"rows": 1.0}
 
 
 def test_facts_are_replaced_and_forgotten(both: Both) -> None:
     _, make = both
-    assert make().facts() == {}
+    assert make().read().facts == {}
     make().note({"a": 1, "b": None}, seconds=60)
     make().note({"a": 2.5}, seconds=0.2)
-    assert make().facts() == {"a": 2.5}
-    eventually(lambda: make().facts() == {})
+    assert make().read().facts == {"a": 2.5}
+    eventually(lambda: make().read().facts == {})
 
 
 def test_the_bucket_is_seen_as_it_was_left(both: Both) -> None:
     rig, make = both
-    assert make().tokens() is None
+    assert make().read().tokens is None
     rig.store.publish_rate(
         base_rate=200.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.store.state().time, actor="test"
     )
     rig.bucket.take(needed=30, wanted=30, process="p")
-    found = make().tokens()
+    found = make().read().tokens
     assert found is not None
     tokens, age_seconds, rate = found
     assert (tokens, rate) == (170.0, 200.0)
     assert 0 <= age_seconds < WAIT_SECONDS_MAX
 
 
-def test_a_server_tells_its_memory(control_redis: object) -> None:
-    used, limit = RedisCounters(control_settings(control_redis.url)).memory()  # type: ignore[attr-defined]
+def test_a_server_tells_its_memory(control_redis: Server) -> None:
+    used, limit = RedisCounters(control_settings(control_redis.url)).memory()
     assert 100_000 < used < 1 << 30
     assert limit >= 0
+
+
+def test_a_scrape_reads_everything_in_one_round_trip(control_redis: Server) -> None:
+    # Given counters, facts and a bucket
+    settings = control_settings(control_redis.url)
+    counters = RedisCounters(settings)
+    counters.add({"rows": 3}, sender="s", number=1)
+    counters.note({"a": 1}, seconds=60)
+    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+
+        def reads() -> int:
+            """Requests that the server has read; more than one at a time are one."""
+            return int(client.info("stats")["total_reads_processed"])
+
+        counters.read()  # connects
+        per_look = -(reads() - reads())
+        before = reads()
+        for _ in range(5):
+            found = counters.read()
+        assert reads() - before == 5 + per_look
+    assert (found.totals, found.facts, found.tokens) == ({"rows": 3.0}, {"a": 1}, None)
+    assert found.memory[0] > 0

@@ -457,7 +457,7 @@ def test_a_tick_drops_days_and_counts_their_events(
     for _ in range(len(gone) + 1):  # consumers count as behind, since the mode is unknown: one day a tick
         tick(context)
     assert not set(gone) & set(_leaves(url))
-    assert context.counters.totals()["expired:log_events"] == 3
+    assert context.counters.read().totals["expired:log_events"] == 3
     assert context.troubles.reported() == {}
 
 

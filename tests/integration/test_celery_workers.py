@@ -390,7 +390,7 @@ def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
     counters = wiring.make_counters(rig.settings)
 
     def dropped() -> dict[str, float]:
-        return {n.partition(":")[2]: c for n, c in counters.totals().items() if n.startswith("dropped:")}
+        return {n.partition(":")[2]: c for n, c in counters.read().totals.items() if n.startswith("dropped:")}
 
     # (hints of the system's own expire too, where the worker stands still for long)
     expected = {"malformed": 10, "unknown_task": 2, "arguments": 7}

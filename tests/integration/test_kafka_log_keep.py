@@ -209,7 +209,7 @@ def test_the_task(kept: Kept, control_redis: Server) -> None:
         # When it is resumed / Then what expired is
         assert control.resume(PauseReason.OPERATOR, generation=None, actor="a", why="w")
         ticked_until(lambda: kept.held() == {0: (4, 5)})
-        assert context.counters.totals()["expired:event_log"] == 4
+        assert context.counters.read().totals["expired:event_log"] == 4
         # And health says so where the log can't be trimmed
         ticked_until(lambda: not troubles.reported().get("retention"))
         vars(context)["log_retention"] = _Broken()

@@ -499,7 +499,7 @@ def test_a_tick_prepares_a_small_table_and_deletes(
     # When a tick runs / Then it sets retention, and what expired is gone, counted, and no problem
     tick(context)
     assert stored_ids(database_url) == _ids(2)
-    assert context.counters.totals()["expired:log_events"] == 2
+    assert context.counters.read().totals["expired:log_events"] == 2
     assert context.troubles.reported() == {}
 
 
@@ -542,7 +542,7 @@ def test_an_age_that_can_not_be_read_hides_no_other_fact(
     monkeypatch.setattr(tasks_control, "context_of", lambda _settings: context)
     # When the periodic facts are read / Then the dead letter is counted all the same
     make_app(context.settings).tasks["sluice.measure"].run()
-    facts = context.counters.facts()
+    facts = context.counters.read().facts
     assert (facts["dead_letters"], facts.get("retention_overdue")) == (1, None)
 
 

@@ -29,7 +29,7 @@ class Rig:
         )
 
     def totals(self) -> Mapping[str, float]:
-        return self.counters.totals()
+        return self.counters.read().totals
 
 
 @pytest.fixture

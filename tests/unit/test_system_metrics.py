@@ -141,6 +141,26 @@ def test_a_server_that_is_away_is_asked_once_a_scrape(monkeypatch: pytest.Monkey
     assert set(found) == {"sluice_redis_memory_bytes|log", f"sluice_build_info|{__version__}|redis"}
 
 
+def test_a_scrape_asks_the_control_server_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a system with everything that a scrape shows
+    rig = Rig()
+    rig.publish(lag={0: 1})
+    rig.bucket.take(needed=1, wanted=1, process="p")
+    rig.counters.add({"rows": 1}, sender="s", number=1)
+    rig.counters.note({"dead_letters": 3}, seconds=FACTS_SECONDS)
+    asked: list[str] = []
+    for adapter in (rig.store, rig.counters):
+        for name in ("state", "pause_state", "read", "memory"):
+            method = getattr(adapter, name, None)
+            if method is not None:
+                monkeypatch.setattr(adapter, name, lambda name=name, method=method: (asked.append(name), method())[1])
+    # When it is scraped, then the state is one question, and the rest is another one
+    found = rig.series()
+    assert asked == ["state", "read"]
+    assert {"sluice_lag_events", "sluice_dead_letters_open", "rate_limiter_available_permissions",
+            "sluice_drained_events_total|stored", "sluice_redis_memory_bytes|control"} <= set(found)  # fmt: skip
+
+
 def test_a_log_that_is_away_hides_nothing_else() -> None:
     def away() -> tuple[int, int]:
         raise StoreUnavailableError
