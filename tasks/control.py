@@ -6,7 +6,7 @@ once: a task's name is not signed, so a recorded tick can be sent again as each 
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from pipeline.errors import (
 from pipeline.event_text import pause_text, rate_text
 from pipeline.names import BreakerState, Queue
 from pipeline.policies import make_policy, make_shadow
-from pipeline.ports.control import PublishedRate, paused
+from pipeline.ports.control import ControlState, PublishedRate, paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.retention import overdue_seconds
@@ -33,7 +33,7 @@ from tasks.context import WorkerContext, context_of
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint, shares
 from tasks.persist_overrides import persist_changes
 from tasks.standstill import Workers
-from tasks.sync_keys import sync_keys
+from tasks.sync_keys import are_equal, sync_keys
 
 _logger = logging.getLogger(__name__)
 
@@ -64,21 +64,25 @@ def _one_line_when_unavailable(function: Callable[..., str | None]) -> Callable[
 def regulate_rate(self: Any) -> str:
     """Tick the control loop, then the fallback for the hints of drains: so an idle system needs no task for that."""
     context = context_of(self.app.sluice_settings)
+    seen: list[ControlState] = []
     try:
-        words = _regulate_rate(self.app, context)
+        words = _regulate_rate(self.app, context, seen)
     finally:  # drains don't wait for a control loop with a defect
-        hint_words = _send_hints(self.app, context)
+        hint_words = _send_hints(self.app, context, seen)
     return "; ".join(filter(None, (words, hint_words)))
 
 
 @_one_line_when_unavailable
-def _send_hints(app: Celery, context: WorkerContext) -> str | None:
-    return tick_hints(app, context)
+def _send_hints(app: Celery, context: WorkerContext, seen: Sequence[ControlState]) -> str | None:
+    return tick_hints(app, context, *seen)
 
 
 @_one_line_when_unavailable
-def _regulate_rate(app: Celery, context: WorkerContext) -> str | None:
-    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
+def _regulate_rate(app: Celery, context: WorkerContext, seen: list[ControlState]) -> str | None:
+    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck.
+
+    Adds the control state to `seen` if the last thing that it read of the servers is that.
+    """
     _migrate_once(context)
     workers = Workers(app, context.settings.sink_name, context.settings.drains_max)
     report = regulate(
@@ -120,8 +124,10 @@ def _regulate_rate(app: Celery, context: WorkerContext) -> str | None:
     )
     if report.database_answered:
         context.few_sessions.look()
-        persist_changes(context)
-        if sync_keys(context):
+        compared = persist_changes(context)
+        if are_equal(compared.state.keys_version, compared.saved.keys_version):
+            seen.append(compared.state)
+        elif sync_keys(context):
             _logger.info("the API keys were copied to the control store", extra={"action": "keys_mirrored"})
     for problem in report.problems:
         _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
@@ -195,9 +201,12 @@ def send_hints(self: Any) -> str | None:
     return tick_hints(self.app, context_of(self.app.sluice_settings))
 
 
-def tick_hints(app: Celery, context: WorkerContext) -> str:
-    """One tick of the fallback; returns what it did, for Flower. Raises StoreUnavailableError, LogUnavailableError."""
-    pauses = context.control_store.pause_state().pauses
+def tick_hints(app: Celery, context: WorkerContext, state: ControlState | None = None) -> str:
+    """One tick of the fallback; returns what it did, for Flower. Raises StoreUnavailableError, LogUnavailableError.
+
+    `state` is what was just read; otherwise it reads the pauses itself.
+    """
+    pauses = (context.control_store.pause_state() if state is None else state).pauses
     if pauses is None:  # counts as paused
         return "PAUSED: the pauses are unknown"
     held = ", ".join(pause_text(pause.name, pause.partition) for pause in pauses)

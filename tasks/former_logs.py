@@ -20,6 +20,7 @@ from pipeline.settings import Settings
 ASK_SECONDS: Final = 60.0  # between two reads of one event log: the problem lasts days, and its server may be down
 LOGS_MAX: Final = 20  # that are checked: those that were seen last
 KNOWN_MAX: Final = 100  # that are read: also those of other systems in the same database, which are in use
+NOTE_SECONDS: Final = 10.0  # between two records of a log that does not grow: well below SEEN_SECONDS_MIN
 SEEN_SECONDS_MIN: Final = 30.0  # another system saw it this recently: it is in use, since systems may share a database
 
 
@@ -35,6 +36,7 @@ class FormerLogs:
         self._found: dict[str, Alarm] = {}
         self._ages: dict[str, Age] = {}  # since a log was last seen
         self._seen: dict[str, Mapping[int, int]] = {}  # the latest ends of each log that this process has seen
+        self._noted: tuple[float, str, Mapping[int, int]] | None = None  # when, and what this process recorded last
         self._replaced: set[str] = set()  # logs that this process has seen at its address before
 
     def see(self, log_id: str, ends: Mapping[int, int]) -> None:
@@ -47,9 +49,12 @@ class FormerLogs:
         Reads at most one of them in a call. Raises SinkUnavailableError.
         """
         settings = self._settings
-        self._known.note(log_id, url=without_password(settings.event_log_url), name=_name(settings), ends=ends)
-        self._note_replaced(log_id)
         now = self._clock.monotonic()
+        noted = self._noted
+        if noted is None or (log_id, ends) != noted[1:] or now - noted[0] >= NOTE_SECONDS:
+            self._known.note(log_id, url=without_password(settings.event_log_url), name=_name(settings), ends=ends)
+            self._noted = now, log_id, dict(ends)
+        self._note_replaced(log_id)
         known = self._not_in_use(log_id, now)
         due = [log for log in known if now - self._asked_at.get(log.log_id, -ASK_SECONDS) >= ASK_SECONDS]
         if due:

@@ -1,37 +1,46 @@
 """Stores operators' changes in PostgreSQL as soon as it is back, if they were made while it was unavailable."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pipeline.event_text import pause_text
 from pipeline.names import BreakerState, PauseReason
 from pipeline.ports.control import Bands, ControlState, OperatorLimit, OperatorPause, Override, Pause
+from pipeline.ports.operator_store import OperatorState
 from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
 
 
-def persist_changes(context: WorkerContext) -> list[str]:
-    """Make PostgreSQL's copy of what operators set equal to the control store; returns the changes.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What PostgreSQL had, what the control store had after that, and the changes that PostgreSQL has now."""
 
-    Does nothing while the reasons to pause are unknown (then they are restored from that copy) or the breaker is not
+    saved: OperatorState
+    state: ControlState
+    changed: Sequence[str] = ()
+
+
+def persist_changes(context: WorkerContext) -> Compared:
+    """Make PostgreSQL's copy of what operators set equal to the control store.
+
+    Changes nothing while the reasons to pause are unknown (then they are restored from that copy) or the breaker is not
     closed. It reads PostgreSQL first and the control store after it, since a command changes the control store first:
     so a difference is a change that PostgreSQL has missed. Raises SinkUnavailableError, StoreUnavailableError.
     """
-    if context.control_store.pause_state().breaker is not BreakerState.CLOSED:
-        return []
     saved = context.operators.load()
     kept = {(pause.name, pause.partition) for pause in saved.pauses}
     state = context.control_store.state()
     if state.pauses is None or state.breaker is not BreakerState.CLOSED:
-        return []
+        return Compared(saved, state)
     changed = _keep_pauses(context, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
     changed += _keep_override(context, saved.override, state)
     changed += _keep_bands(context, saved.bands, state)
     changed += _keep_account_limits(context, saved.accounts, state)
     if changed:
         _logger.warning("PostgreSQL has these changes now: %s", ", ".join(changed), extra={"action": "kept"})
-    return changed
+    return Compared(saved, state, changed)
 
 
 _Place = tuple[str, int | None]  # a reason's name, and its partition

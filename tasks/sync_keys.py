@@ -8,13 +8,18 @@ from tasks.context import WorkerContext
 _TRIES: Final = 3  # another process may change the mirror at the same time
 
 
+def are_equal(mirrored: str | None, stored: str) -> bool:
+    """Whether the mirror and PostgreSQL have the same keys, by their versions."""
+    return mirrored == mirrored_version(stored)
+
+
 def sync_keys(context: WorkerContext) -> bool:
     """Make the mirror equal to PostgreSQL; returns whether it was different.
 
     Keys that were revoked in the mirror alone are deleted in PostgreSQL first. Raises SinkUnavailableError,
     StoreUnavailableError.
     """
-    if context.control_store.state().keys_version == mirrored_version(context.operators.keys_version()):
+    if are_equal(context.control_store.state().keys_version, context.operators.keys_version()):
         return False
     for _ in range(_TRIES):
         mirrored = context.keys.load()

@@ -11,12 +11,13 @@ from pipeline.ports.control import Bands, OperatorLimit, OperatorPause, Override
 
 @dataclass(frozen=True, slots=True)
 class OperatorState:
-    """The saved pauses, override, bands and limits of accounts."""
+    """The saved pauses, override, bands and limits of accounts, and the version of the API keys."""
 
     pauses: Sequence[OperatorPause] = ()  # including reasons that this version does not know
     override: Override | None = None  # None: none is saved, or its time is up
     bands: Bands | None = None  # None: those of the settings apply
     accounts: Sequence[OperatorLimit] = ()
+    keys_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class OperatorStore(Protocol):
     """Saves what operators set. Every method raises SinkUnavailableError. Not for use by several threads at once."""
 
     def load(self) -> OperatorState:
-        """All that is saved."""
+        """All that is saved, in one statement; of the API keys the version alone."""
 
     def save_pause(self, pause: OperatorPause, evidence: dict[str, Any] | None = None) -> None:
         """Save a pause; an already saved one stays as it is.

@@ -19,7 +19,14 @@ class PostgresOperatorStore:
         self._session = session
 
     def load(self) -> OperatorState:
-        return OperatorState(self._pauses(), self._override(), self._bands(), self._accounts())
+        [(pauses, override, bands, accounts, keys_version)] = self._session.rows(query("load_operator_state"))
+        return OperatorState(
+            _pauses(pauses),
+            None if override is None else Override(*_floats(override)),
+            None if bands is None else Bands(*_floats(bands[:2]), *bands[2:]),
+            [OperatorLimit(*_floats(one)) for one in accounts],
+            str(keys_version),
+        )
 
     def save_pause(self, pause: OperatorPause, evidence: dict[str, Any] | None = None) -> None:
         self._session.count(
@@ -133,26 +140,15 @@ class PostgresOperatorStore:
     def close(self) -> None:
         self._session.close()
 
-    def _pauses(self) -> list[OperatorPause]:
-        found = [(*row, None) for row in self._session.rows(query("load_pauses"))]
-        found += self._session.rows(query("load_partition_pauses"))
-        reasons = {word: known_word(PauseReason, word) for word, *_ in found}
-        return [
-            OperatorPause(
-                reasons[word], actor, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else ""
-            )
-            for word, actor, why, since, partition in found
-        ]
 
-    def _override(self) -> Override | None:
-        for rate, until, actor, why, since in self._session.rows(query("load_override")):
-            return Override(rate, until, actor, why, since)
-        return None
+def _pauses(found: Sequence[Any]) -> list[OperatorPause]:
+    reasons = {word: known_word(PauseReason, word) for word, *_ in found}
+    return [
+        OperatorPause(reasons[word], actor, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else "")
+        for word, actor, why, since, partition in found
+    ]
 
-    def _bands(self) -> Bands | None:
-        for rate_max, rate_min, degraded, critical, actor, why, since in self._session.rows(query("load_bands")):
-            return Bands(rate_max, rate_min, degraded, critical, actor, why, since)
-        return None
 
-    def _accounts(self) -> list[OperatorLimit]:
-        return [OperatorLimit(*row) for row in self._session.rows(query("load_account_limits"))]
+def _floats(values: Sequence[Any]) -> list[Any]:
+    """The values; JSON has no difference between 5 and 5.0."""
+    return [float(value) if isinstance(value, int) else value for value in values]

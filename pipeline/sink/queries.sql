@@ -821,8 +821,28 @@ FROM blockers JOIN pg_stat_activity USING (pid)
 WHERE pid <> pg_backend_pid()
 ORDER BY pid, relation NULLS LAST;
 
--- name: load_pauses
-SELECT reason, paused_by, why, extract(epoch FROM since)::float8 FROM control_pauses ORDER BY reason;
+-- name: load_operator_state
+-- Everything in one statement, since each tick of the control loop reads it.
+SELECT
+    (SELECT coalesce(jsonb_agg(jsonb_build_array(
+                reason, paused_by, why, extract(epoch FROM since)::float8, log_partition
+            ) ORDER BY log_partition IS NOT NULL, reason, log_partition), '[]')
+        FROM (
+            SELECT reason, paused_by, why, since, NULL::integer AS log_partition FROM control_pauses
+            UNION ALL SELECT reason, paused_by, why, since, log_partition FROM control_partition_pauses
+        ) AS pauses),
+    (SELECT jsonb_build_array(rate, extract(epoch FROM ends)::float8, set_by, why, extract(epoch FROM since)::float8)
+        FROM control_overrides WHERE ends > clock_timestamp()),
+    (SELECT jsonb_build_array(
+            rate_max, rate_min, lag_degraded, lag_critical, set_by, why, extract(epoch FROM since)::float8
+        )
+        FROM control_bands),
+    (SELECT coalesce(jsonb_agg(jsonb_build_array(
+                account, rate, weight, set_by, why, extract(epoch FROM since)::float8
+            ) ORDER BY account), '[]')
+        FROM control_account_limits),
+    (SELECT version || CASE WHEN EXISTS (SELECT FROM api_keys WHERE level IS NOT NULL) THEN ' with levels' ELSE '' END
+        FROM api_keys_version WHERE id = 1);
 
 -- name: save_pause
 -- A reason that is already saved keeps its first author and time.
@@ -832,10 +852,6 @@ ON CONFLICT (reason) DO NOTHING;
 
 -- name: delete_pause
 DELETE FROM control_pauses WHERE reason = %(reason)s;
-
--- name: load_partition_pauses
-SELECT reason, paused_by, why, extract(epoch FROM since)::float8, log_partition
-FROM control_partition_pauses ORDER BY reason, log_partition;
 
 -- name: save_partition_pause
 -- As above; but missing evidence is added.
@@ -849,10 +865,6 @@ DELETE FROM control_partition_pauses WHERE reason = %(reason)s AND log_partition
 -- name: pause_evidence
 SELECT evidence FROM control_partition_pauses WHERE reason = %(reason)s AND log_partition = %(partition)s;
 
--- name: load_override
-SELECT rate, extract(epoch FROM ends)::float8, set_by, why, extract(epoch FROM since)::float8
-FROM control_overrides WHERE ends > clock_timestamp();
-
 -- name: save_override
 INSERT INTO control_overrides (id, rate, ends, set_by, why, since)
 VALUES (1, %(rate)s, to_timestamp(%(until)s), %(set_by)s, %(why)s, to_timestamp(%(since)s))
@@ -862,10 +874,6 @@ ON CONFLICT (id) DO UPDATE
 
 -- name: delete_override
 DELETE FROM control_overrides;
-
--- name: load_bands
-SELECT rate_max, rate_min, lag_degraded, lag_critical, set_by, why, extract(epoch FROM since)::float8
-FROM control_bands;
 
 -- name: save_bands
 INSERT INTO control_bands (id, rate_max, rate_min, lag_degraded, lag_critical, set_by, why, since)
@@ -877,10 +885,6 @@ ON CONFLICT (id) DO UPDATE
 
 -- name: delete_bands
 DELETE FROM control_bands;
-
--- name: load_account_limits
-SELECT account, rate, weight, set_by, why, extract(epoch FROM since)::float8
-FROM control_account_limits ORDER BY account;
 
 -- name: save_account_limit
 INSERT INTO control_account_limits (account, rate, weight, set_by, why, since)
@@ -899,7 +903,7 @@ FROM api_keys ORDER BY id;
 
 -- name: keys_version
 -- A control worker of a version without levels copies keys without them, under the version alone: that copy must not
--- count as equal.
+-- count as equal. `load_operator_state` has the same.
 SELECT version || CASE WHEN EXISTS (SELECT FROM api_keys WHERE level IS NOT NULL) THEN ' with levels' ELSE '' END
 FROM api_keys_version WHERE id = 1;
 

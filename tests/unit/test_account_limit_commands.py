@@ -167,11 +167,11 @@ def test_what_postgresql_missed_is_stored_once_it_is_back(parts: Any, caplog: py
         set_limit("192.0.2.8", "88")
     # When it is back
     parts.operators.is_unavailable = False
-    assert sorted(persist_changes(parts)) == [
+    assert sorted(persist_changes(parts).changed) == [
         "limit of account 192.0.2.1", "limit of account 192.0.2.8", "limit of account 192.0.2.9 ended",
     ]  # fmt: skip
     assert parts.operators.accounts == parts.control_store.state().accounts
-    assert persist_changes(parts) == []
+    assert not persist_changes(parts).changed
 
 
 def test_nothing_is_deleted_while_the_limits_are_unknown(parts: Any) -> None:
@@ -179,7 +179,7 @@ def test_nothing_is_deleted_while_the_limits_are_unknown(parts: Any) -> None:
     set_limit(ACCOUNT, "5")
     parts.server.flush()
     parts.control_store.restore([], actor="controller")
-    assert persist_changes(parts) == []
+    assert not persist_changes(parts).changed
     assert set(parts.operators.accounts) == {ACCOUNT}
     assert "is unknown" in remote.inspect_account_limits(None)["ok"]
 

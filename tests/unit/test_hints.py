@@ -5,6 +5,7 @@ import datetime
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -22,6 +23,8 @@ from pipeline.log.memory import MemoryLog
 from pipeline.loops import Loop
 from pipeline.names import LoopName, Mode, PauseReason, Queue
 from pipeline.ports.control import ControlState, Leases, Pause, PauseState, PublishedRate
+from pipeline.ports.keys import mirrored_version
+from pipeline.ports.operator_store import OperatorState
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
 from tasks import control
@@ -31,6 +34,7 @@ from tasks.drain import PausedCheck
 from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint, send_hint, send_net_hint
 from tasks.known_pauses import KnownPauses
 from tasks.pause import PauseFollower, PausesReader
+from tasks.persist_overrides import Compared
 from tasks.ticking import TickScheduler
 
 PARTITIONS = 4
@@ -135,6 +139,37 @@ def test_a_tick_of_the_control_loop_sends_hints_too_whatever_it_finds(
         with pytest.raises(ZeroDivisionError) if failing is broken else contextlib.nullcontext():
             assert tick() == "failed: no answer; 4 of 4 shares have no drain"
         assert [partition for partition, _ in rig.sent] == [0, 1, 2, 3]
+
+
+def test_a_tick_of_the_control_loop_reads_the_pauses_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a tick that has just read the control state, to compare it with what PostgreSQL keeps
+    rig.control.pause(PauseReason.OPERATOR, actor="ann", why="w")
+    state = rig.control.state()
+    compared = Compared(OperatorState(keys_version="v1"), replace(state, keys_version=mirrored_version("v1")))
+    asked: list[str] = []
+
+    def counted(name: str) -> ControlState:
+        asked.append(name)
+        return state
+
+    for name in ("state", "pause_state"):
+        monkeypatch.setattr(rig.control, name, partial(counted, name))
+    monkeypatch.setattr(control, "context_of", lambda _: MagicMock(**vars(rig.context)))
+    monkeypatch.setattr(control, "_migrate_once", lambda _: None)
+    monkeypatch.setattr(control, "persist_changes", lambda _: compared)
+    report = SimpleNamespace(published=None, problems=[], database_answered=True)
+    monkeypatch.setattr(control, "regulate", lambda **_: report)
+    app = SimpleNamespace(sluice_settings=rig.settings, send_task=rig.send_task)
+    # When it looks whether drains are missing, and whether the API keys differ
+    run = type(make_app(rig.settings).tasks["sluice.regulate"]).run
+    assert run(SimpleNamespace(app=app)) == "PAUSED (operator): no drain runs"  # type: ignore[arg-type]
+    # Then it takes that state
+    assert asked == []
+    # But it reads the pauses anew after the keys were copied, which may take long
+    monkeypatch.setattr(control, "persist_changes", lambda _: replace(compared, saved=OperatorState()))
+    monkeypatch.setattr(control, "sync_keys", lambda _: True)
+    assert run(SimpleNamespace(app=app)) == "PAUSED (operator): no drain runs"  # type: ignore[arg-type]
+    assert asked == ["pause_state"]
 
 
 def test_many_drained_partitions_cost_a_tick_no_more_than_a_few(rig: Rig) -> None:
