@@ -39,6 +39,9 @@ from pipeline.settings import Settings
 FILL_SECONDS_MAX: Final = 1.0  # a prediction is valid for so long: other processes may have refilled the bucket
 RETRY_SECONDS: Final = 0.25  # between two attempts to reach a bucket that is unavailable
 PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with or without traffic
+# The same while the process is quiet. With the longest call it is less than a second: others have counted a process
+# then that reached the bucket a second ago, and what is known of the bucket is valid for as long (FILL_SECONDS_MAX).
+PRESENCE_QUIET_SECONDS: Final = 0.8
 # The count of live processes may fall this long after the bucket is reached again. Processes that start or recover
 # together retry after RETRY_SECONDS, so the bucket has counted all of them by then.
 COUNT_SECONDS: Final = 1.0
@@ -118,7 +121,7 @@ class Admission:
         "_drain_over", "_executor", "_fill", "_given_back", "_is_asking", "_is_running", "_kept", "_lease_rate",
         "_lease_version", "_left", "_level_not_before", "_limited_by", "_limited_since", "_live_processes", "_local",
         "_loop", "_low", "_lowest", "_metrics", "_process", "_publication", "_refused", "_settings", "_turns",
-        "_waiting", "_was_void",
+        "_waiting", "_was_void", "is_quiet",
     )  # fmt: skip
 
     def __init__(
@@ -153,6 +156,7 @@ class Admission:
         self._given_back = 0  # tokens that the next call gives back to the bucket
         self._is_asking = False
         self._was_void = False  # the last grant was void
+        self.is_quiet = False  # for seconds no request with events was answered; any thread may set it
         self._drain_over: tuple[float, float] = (0.0, 0.0)  # see note_drain; and when it was noted (monotonic)
         self._limited_by = LimitedBy.RATE
         self._limited_since = clock.now()  # only shown
@@ -391,7 +395,11 @@ class Admission:
         """Call the bucket for no tokens: it counts this process, and returns the number of live processes."""
         if not self._is_running:
             return
-        self._loop.call_later(PRESENCE_SECONDS, self._renew_presence)
+        self._loop.call_later(PRESENCE_QUIET_SECONDS if self.is_quiet else PRESENCE_SECONDS, self._renew_presence)
+        self.look()
+
+    def look(self) -> None:
+        """Call the bucket for no tokens, to see whether it is available."""
         if self._local is None:  # else there are other calls anyway
             self._ask(lease=0)
 

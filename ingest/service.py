@@ -225,6 +225,11 @@ class IngestService:
                 loop.call_soon_threadsafe(ring.take, ring.by_digest(keys, time))
 
     def _on_store_unavailable(self) -> None:
+        """Look at once whether the bucket is unavailable too; on the follower's thread."""
+        loop = self._loop
+        if loop is not None and not self.admission.is_local:
+            with suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(self.admission.look)
         if self._key_reader is not None:
             self._key_reader.note_unavailable()
 

@@ -1,10 +1,9 @@
 """Writes the history once a second: each ingest process adds its counters, one of them adds the system's sample."""
 
-import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ PERIOD_SECONDS: Final = 1.0
 LOOK_BACK_ENTRIES_MAX: Final = 120  # entries in one read of the history; the first read covers the last two minutes
 # Between two reads of the log's identity, which has the number of its partitions. Appends learn of new ones as soon.
 IDENTITY_SECONDS: Final = 5.0
+QUIET_SECONDS: Final = 5.0  # after the last response to a request with events, this process counts as quiet
 ENTRY_SHARE: Final = 0.9  # of the period: an entry that is late does not keep the next one away
 
 
@@ -42,7 +42,7 @@ class SystemReaders:
 
 
 class Recorder:
-    """One process' part in writing the history. Its blocking calls run on a separate thread, one at a time.
+    """One process' part in writing the history, on its own thread: it wakes no event loop.
 
     If Redis is unavailable, only history is lost: this process continues to remember what it sees itself.
     """
@@ -70,52 +70,57 @@ class Recorder:
         self._admission = admission
         self._follower = follower
         self._clock = clock
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="history")
-        self._task: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._stopping = threading.Event()
+        self._answered_at = clock.monotonic()  # when responses to requests with events were last seen
         self._loop = loop
         self._is_unavailable = False
         self._writes = True  # this process adds the next entry; see `_add`
-        self._lookout = Lookout(settings)  # used on the executor's thread
+        self._lookout = Lookout(settings)  # used on the thread
         self._identity: tuple[float, LogIdentity] | None = None  # of the log, and when it was read; None: unknown
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
     def start(self) -> None:
-        """Start; call it on the event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        """Start."""
+        self._thread.start()
 
     def close(self) -> None:
         """End. A call that is running on the thread ends by its own time-out."""
-        if self._task is not None:
-            self._task.cancel()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._stopping.set()
 
     def outlook(self, now: float) -> Outlook:
         """The observations of the last seconds; empty if they are too old."""
         seen = self._seen
         return seen[1] if seen is not None and now - seen[0] <= FRESH_SECONDS else Outlook()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        last = due = loop.time()
+    def _run(self) -> None:
+        last = due = now = self._clock.monotonic()
         while True:
-            due = max(due + PERIOD_SECONDS, loop.time())
-            await asyncio.sleep(due - loop.time())
-            now = loop.time()
+            due = max(due + PERIOD_SECONDS, now)
+            if self._stopping.wait(due - now):
+                return
+            began = self._clock.monotonic()
             with self._loop.turn():
-                await self._write(now - last)
-            last = now
+                self._write(began - last)
+            last, now = began, self._clock.monotonic()
 
-    async def _write(self, seconds: float) -> None:
+    def _write(self, seconds: float) -> None:
         """Write the counts of the last `seconds`, and remember them in this process even if writing fails."""
         counts, sample = self._deltas.take(), self._own_view()
+        self._note_quiet(counts)
         seen: dict[str, Any] | None = None
         try:
-            loop = asyncio.get_running_loop()
-            seen = await loop.run_in_executor(self._executor, self._record, counts, seconds, sample)
+            seen = self._record(counts, seconds, sample)
         finally:
             rates = tuple(counts[name] / seconds for name in COUNTS)
             self.local.append(Point(self._clock.now(), rates, seen or sample, is_local=True))
+
+    def _note_quiet(self, counts: dict[str, int]) -> None:
+        now = self._clock.monotonic()
+        if any(counts.values()):
+            self._answered_at = now
+        self._admission.is_quiet = now - self._answered_at >= QUIET_SECONDS
 
     def _own_view(self) -> dict[str, Any]:
         """The values that this process has without a call to a server."""

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from ingest.dashboard.recorder import IDENTITY_SECONDS, Recorder, SystemReaders
-from pipeline.clock import ManualClock
+from checks.testbed.waiting import eventually
+from ingest.dashboard.recorder import IDENTITY_SECONDS, QUIET_SECONDS, Recorder, SystemReaders
+from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.errors import LogUnavailableError
+from pipeline.loops import Loop
+from pipeline.names import LoopName
 from pipeline.ports.history import COUNTS
 from pipeline.ports.log import PartitionPosition
 from pipeline.settings import Settings
@@ -147,6 +150,49 @@ def test_a_second_of_history_is_one_call(monkeypatch: pytest.MonkeyPatch) -> Non
     rig.second(recorder, "one")
     assert rig.writers() == ["one"] * 4  # the second after the late one had one already
     recorder.close()
+
+
+def test_it_writes_without_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process whose second is short, and no event loop
+    monkeypatch.setattr("ingest.dashboard.recorder.PERIOD_SECONDS", 0.01)
+    clock, none = SystemClock(), None
+    deltas: Any = SimpleNamespace(take=lambda: dict.fromkeys(COUNTS, 1))
+    rig = _Rig()
+    rig.history = MemoryHistory(MemoryServer(clock))
+    readers: Any = SystemReaders(rig.history, Log())  # type: ignore[arg-type]
+    admission: Any = SimpleNamespace(rate=lambda _: 200.0, tokens_seen=lambda _: 6, is_quiet=True)
+    unavailable: Any = SimpleNamespace(newest=none, is_unavailable=True)
+    recorder = Recorder(
+        readers, deltas=deltas, admission=admission, follower=unavailable, settings=Settings(), clock=clock,
+        loop=Loop(LoopName.HISTORY, clock),
+    )  # fmt: skip
+    # When it is started, then it writes, and shows what it saw
+    recorder.start()
+    eventually(lambda: len(rig.history.since("", entries_max=10)) >= 2 and len(recorder.local) >= 2)
+    assert recorder.outlook(clock.monotonic()).traffic is not None
+    assert admission.is_quiet is False
+    # And it ends
+    recorder.close()
+    eventually(lambda: not recorder._thread.is_alive())
+
+
+def test_a_process_without_requests_for_seconds_is_quiet() -> None:
+    # Given a process that has counted a response
+    clock, none = ManualClock(), None
+    admission: Any = SimpleNamespace(is_quiet=False)
+    absent: Any = none
+    recorder = Recorder(
+        absent, deltas=absent, admission=admission, follower=absent, settings=Settings(), clock=clock, loop=absent
+    )
+    nothing = dict.fromkeys(COUNTS, 0)
+    recorder._note_quiet(nothing | {"refused": 1})
+    # Then it is quiet after some seconds, and not from the next response on
+    found = []
+    for counts in (nothing, nothing, nothing | {"invalid": 1}, nothing):
+        clock.advance(QUIET_SECONDS / 2)
+        recorder._note_quiet(counts)
+        found.append(admission.is_quiet)
+    assert found == [False, True, False, False]
 
 
 def test_a_lease_beside_a_full_bucket_is_no_more_than_its_capacity() -> None:

@@ -6,14 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually_in_loop
-from ingest.admission import Admission
+from ingest.admission import COUNT_SECONDS, FILL_SECONDS_MAX, PRESENCE_QUIET_SECONDS, Admission
 from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
+from pipeline.control_store.common import CALL_SECONDS_MAX
 from pipeline.control_store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
@@ -552,6 +554,41 @@ async def test_an_idle_process_is_counted_and_a_host_that_is_cut_off_admits_its_
     # Then together they admit the rate and the share of the one, a burst, and their leases
     passed = await _passes_together(rigs, 5.0)
     assert 0.9 * 1500 * 5 <= passed <= 1500 * 5 + 1000 + 60
+
+
+async def test_a_quiet_process_renews_its_presence_less_often(rig: _Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.start()
+    waits: list[float] = []
+    call_later = asyncio.get_running_loop().call_later
+
+    def noted(seconds: float, callback: Callable[..., object], *arguments: Any, **named: Any) -> object:
+        if callback == rig.admission._renew_presence:
+            waits.append(seconds)
+            return None
+        return call_later(seconds, callback, *arguments, **named)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", noted)
+    # When its presence is renewed with requests, without them, and with them again
+    for is_quiet in (False, True, False):
+        rig.admission.is_quiet = is_quiet
+        rig.admission._renew_presence()
+        await rig.settled(len(waits) + 1)
+    # Then each time the bucket is called, and the next time comes later only without requests
+    assert rig.bucket.asked[1:] == [(0, 0)] * 3
+    assert waits == [3600, PRESENCE_QUIET_SECONDS, 3600]
+    # And the others have counted it, and it knows the bucket, for as long as if it was busy
+    assert min(COUNT_SECONDS, FILL_SECONDS_MAX) >= PRESENCE_QUIET_SECONDS + CALL_SECONDS_MAX
+
+
+async def test_a_look_shows_that_the_bucket_is_unavailable(rig: _Rig) -> None:
+    await rig.start()
+    rig.server.is_unavailable = True
+    rig.admission.look()
+    await _until(lambda: rig.admission.is_local)
+    # And there are enough calls then anyway
+    before = len(rig.bucket.asked)
+    rig.admission.look()
+    assert len(rig.bucket.asked) == before
 
 
 async def test_a_process_that_has_ended_is_not_counted_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

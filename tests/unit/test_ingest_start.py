@@ -58,6 +58,20 @@ def test_a_log_that_does_not_answer_is_said_all_the_same() -> None:
         assert (answer.status, answer.error["code"]) == (503, "unavailable")
 
 
+def test_a_follower_that_finds_the_store_unavailable_makes_admission_look_at_the_bucket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given an ingest whose next own call to the bucket is far away
+    monkeypatch.setattr("ingest.admission.PRESENCE_SECONDS", 3600)
+    with running_ingest() as edge:
+        assert not edge.service.admission.is_local
+        # When the control server ends, then it is known at once that the bucket is unavailable too
+        edge.control.is_unavailable = True
+        eventually(lambda: edge.service.admission.is_local, "the bucket is known to be unavailable")
+        edge.control.is_unavailable = False
+        eventually(lambda: not edge.service.admission.is_local, "the bucket is known to be back")
+
+
 def test_a_taken_port_for_metrics_is_logged_and_events_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
     # Given another program on INGEST_METRICS_PORT
     with socket.create_server(("127.0.0.1", 0)) as taken:
