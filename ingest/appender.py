@@ -32,6 +32,7 @@ from pipeline.metrics import IngestMetrics
 from pipeline.names import LoopName
 from pipeline.ports.log import EventLog, LogIdentity
 from pipeline.settings import Settings
+from pipeline.text import NAMED_MAX, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -351,16 +352,34 @@ class Appender:
             self._ask_identity()
 
     def _note_partial(self, asked: set[int], failures: Mapping[int, SluiceError]) -> None:
-        """Log once that a partition rejects events, and once that it accepts them again."""
+        """Log once that a partition rejects events, and once that it accepts them again. Many are one line."""
         before = set(self._partial)
-        for partition in sorted(failures.keys() - before):
+        refused, accepted = sorted(failures.keys() - before), sorted(before & asked - failures.keys())
+        if len(refused) > NAMED_MAX:
+            logger.warning(
+                "events for %d partitions are refused (%s): %s",
+                len(refused),
+                some_of(refused),
+                failures[refused[0]],
+                extra={"action": "partition_away", "partitions": len(refused)},
+            )
+            refused = []
+        if len(accepted) > NAMED_MAX:
+            logger.info(
+                "the event log accepts events for %d partitions again (%s)",
+                len(accepted),
+                some_of(accepted),
+                extra={"action": "partition_back", "partitions": len(accepted)},
+            )
+            accepted = []
+        for partition in refused:
             logger.warning(
                 "events for partition %d are refused: %s",
                 partition,
                 failures[partition],
                 extra={"action": "partition_away", "partition": partition},
             )
-        for partition in sorted(before & asked - failures.keys()):
+        for partition in accepted:
             logger.info(
                 "the event log accepts events for partition %d again",
                 partition,

@@ -49,6 +49,7 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.settings import Settings
+from pipeline.text import NAMED_MAX, some_of
 
 _logger = logging.getLogger(__name__)
 
@@ -635,11 +636,20 @@ def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> N
     consumption = state.rate.consumption if state.rate is not None else None
     last = {} if consumption is None else {**consumption.lag_held, **consumption.lag_by_partition}
     sample.held = held_lags(sample.lag or {}, partitions, last)
+    look_at = "Kafka's brokers; `kafka-topics.sh --describe --unavailable-partitions` names partitions without a leader"
+    if len(sample.held) > NAMED_MAX:
+        sample.critical(
+            AlarmCode.PARTITION_UNAVAILABLE,
+            f"{len(sample.held)} of the {partitions} partitions of the event log can't be asked "
+            f"({some_of(sample.held)}): events for them are refused, and none are stored",
+            f"{look_at}. Those of a topic that was just made get theirs within seconds",
+        )
+        return
     for partition in sample.held:
         sample.critical(
             AlarmCode.PARTITION_UNAVAILABLE,
             f"Partition {partition} of the event log can't be asked: events for it are refused, and none are stored",
-            "Kafka's brokers; `kafka-topics.sh --describe --unavailable-partitions` names partitions without a leader",
+            look_at,
             partition,
         )
 

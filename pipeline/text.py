@@ -5,7 +5,10 @@ terminal.
 """
 
 import re
+from collections.abc import Collection
 from typing import Final
+
+NAMED_MAX: Final = 3  # of many partitions with one problem: with more, a line for each would hide all others
 
 # C0 and C1 controls, Unicode line separators, and marks that change the display order of the text after them.
 _HIDDEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -15,6 +18,12 @@ _HIDDEN_BUT_LINES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\
 def counted(count: int, noun: str) -> str:
     """A number with its noun, in the singular or the plural: 1 event, 1,200 events."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def some_of(numbers: Collection[int]) -> str:
+    """The first few of some numbers: 1, 2, 3, …"""
+    shown = ", ".join(str(number) for number in sorted(numbers)[:NAMED_MAX])
+    return f"{shown}, …" if len(numbers) > NAMED_MAX else shown
 
 
 def on_one_line(text: str) -> str:

@@ -423,6 +423,22 @@ async def test_a_partition_that_takes_nothing_is_the_trouble_of_its_own_events_o
     assert said == ["partition_away", "partition_away", "partition_back", "partition_back"]
 
 
+async def test_many_partitions_that_refuse_events_are_one_line(rigs: Rigs, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    rig = await rigs()
+    failures = LogPartialError({partition: LogUnavailableError("no leader") for partition in range(4)})
+    rig.log.failures_later = [failures, None]
+    with pytest.raises((LogPartialError, LogUnavailableError)):
+        await rig.append_to(*range(4))
+    await rig.append_to(*range(4))
+    said = [record.getMessage() for record in caplog.records if record.name == "ingest.appender"]
+    assert said == [
+        "the event log answers",
+        "events for 4 partitions are refused (0, 1, 2, …): no leader",
+        "the event log accepts events for 4 partitions again (0, 1, 2, …)",
+    ]
+
+
 async def test_partitions_that_were_added_are_used_under_load(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(appender_module, "LOOK_SECONDS", 0.05)
     rig = await rigs()

@@ -208,6 +208,21 @@ def test_the_lag_of_a_partition_without_a_leader_is_held_and_the_others_count(sy
     assert (system.rate().lag, system.rate().mode, system.rate().alarms) == (0, Mode.NORMAL, ())
 
 
+def test_many_partitions_that_do_not_answer_are_one_alarm(system: System) -> None:
+    # Given a topic whose partitions have no leaders yet, or a broker that leads most of them and is dead
+    system.log = MemoryLog(partitions=256)
+    system.log.server.lose_leader(*range(10, 256))
+    # Then one sentence says so
+    problems = system.tick().problems
+    assert [problem for problem in problems if "can't be asked" in problem] == [
+        "246 of the 256 partitions of the event log can't be asked (10, 11, 12, …): events for them are refused, and "
+        "none are stored"
+    ]
+    [alarm] = [alarm for alarm in system.rate().alarms if alarm.code == AlarmCode.PARTITION_UNAVAILABLE]
+    assert (alarm.severity, alarm.partition) == (Severity.CRITICAL, None)
+    assert "just made" in alarm.look_at
+
+
 def test_a_partition_that_was_never_known_does_not_make_the_lag_unknown(system: System) -> None:
     # Given a system whose control state was lost while a partition has no leader
     system.append(0, 20_000)
