@@ -72,7 +72,7 @@ class Quiet(Protocol):
         """How long one wait for records may last: after it, the run checks the pauses."""
 
     def is_ending(self) -> bool:
-        """Whether the worker stops: a run without records ends then."""
+        """Whether a run without records ends: its worker stops, or needs the process for another drain."""
 
 
 class DrainOutcome(StrEnum):

@@ -16,6 +16,7 @@ from pipeline.settings import Settings
 KNOWN_SECONDS_MAX: Final = 1.5
 _FORMAT: Final = struct.Struct("dI")  # when they were read (monotonic seconds), and a checksum of them
 _ENDING_AT: Final = _FORMAT.size  # the byte behind the note: whether the worker stops
+_SHORT_AT: Final = _ENDING_AT + 1  # the next one: whether tasks wait for a process of the worker
 # A drain without records waits so many times DRAIN_POLL_SECONDS for them while a recent note says what is paused. It
 # checks the pauses before each batch in any case, so that a longer wait stores nothing that a shorter one would not.
 QUIET_POLLS: Final = 3
@@ -29,7 +30,7 @@ class KnownPauses:
     """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _FORMAT.size + 1)
+        self._memory = mmap.mmap(-1, _SHORT_AT + 1)
 
     def note(self, pauses: Iterable[Pause], now: float) -> None:
         """Record that these pauses were read from the control store."""
@@ -55,6 +56,15 @@ class KnownPauses:
         """Whether the worker stops."""
         return self._memory[_ENDING_AT] == 1
 
+    def note_short(self, *, is_short: bool) -> None:
+        """Record whether drains wait for a process while the worker has none that is free."""
+        self._memory[_SHORT_AT] = is_short
+
+    @property
+    def is_short(self) -> bool:
+        """Whether drains waited for a process at the last look."""
+        return self._memory[_SHORT_AT] == 1
+
 
 class QuietWorker:
     """What a worker process allows its drains while no records arrive; see `pipeline.drain.Quiet`."""
@@ -73,8 +83,8 @@ class QuietWorker:
         return self._seconds if asks else self._seconds * self._polls
 
     def is_ending(self) -> bool:
-        """Whether the worker stops."""
-        return self._known.is_ending
+        """Whether a run without records ends: the worker stops, or other drains wait for its process."""
+        return self._known.is_ending or self._known.is_short
 
 
 def _checksum(pauses: Iterable[Pause]) -> int:

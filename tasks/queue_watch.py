@@ -143,6 +143,7 @@ class QueueWatch:
             waiting = self._queues.waiting(self._queue) if self._may_take() else None
         except StoreUnavailableError:
             waiting = None
+        self._note_short(waiting)
         if waiting is None or worker.blueprint.state != RUN:  # a worker that ends takes no more messages
             self.progress.skip(self._clock.monotonic())
             return
@@ -165,6 +166,12 @@ class QueueWatch:
             self._consumer.hub.call_soon(self._lose, self._consumer.connection)
         else:
             end_now(worker)
+
+    def _note_short(self, waiting: int | None) -> None:
+        """Tell the drains whether others wait for a process: one without records then gives its own away."""
+        if self._queue is Queue.BATCHES:
+            is_full = len(worker_state.reserved_requests) >= self._consumer.pool.num_processes
+            self._consumer.app.sluice_known_pauses.note_short(is_short=bool(waiting) and is_full)
 
     def _ask(self, *, is_needed: bool) -> None:
         """Ask the event loop for an answer until the next check, unless it has not given the last one."""

@@ -15,6 +15,7 @@ from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks import queue_watch
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
+from tasks.known_pauses import KnownPauses
 from tasks.queue_watch import (
     LOOK_SECONDS,
     QUIET_LOOK_SECONDS,
@@ -142,7 +143,12 @@ def test_a_migration_is_no_lost_place_where_nothing_else_can_run_beside_it() -> 
 
 def test_the_queue_watch_knows_of_pauses_what_the_consumer_was_told() -> None:
     # Given a worker for `batches`, whose follower is the only reader of the control state
-    app = SimpleNamespace(sluice_settings=Settings(), sluice_loops=Loops(ManualClock()), sluice_pause_follower=None)
+    app = SimpleNamespace(
+        sluice_settings=Settings(),
+        sluice_loops=Loops(ManualClock()),
+        sluice_pause_follower=None,
+        sluice_known_pauses=KnownPauses(),
+    )
     watch = QueueWatch(SimpleNamespace(app=app, pool=SimpleNamespace(num_processes=4)), Queue.BATCHES)
     app.sluice_pause_follower = SimpleNamespace(paused=True)
     assert not watch._may_take()
@@ -160,7 +166,12 @@ class _Both:
         settings, self.clock = Settings(), ManualClock()
         self.loops = Loops(self.clock)
         self.paused = SimpleNamespace(paused=False)
-        app = SimpleNamespace(sluice_settings=settings, sluice_loops=self.loops, sluice_pause_follower=self.paused)
+        app = self.app = SimpleNamespace(
+            sluice_settings=settings,
+            sluice_loops=self.loops,
+            sluice_pause_follower=self.paused,
+            sluice_known_pauses=KnownPauses(),
+        )
         pool = SimpleNamespace(num_processes=4)
         consumer = SimpleNamespace(
             app=app, pool=pool, connection=object(),
@@ -232,11 +243,34 @@ def test_a_worker_looks_less_often_while_nothing_waits(monkeypatch: pytest.Monke
     assert worker.watches.wait_seconds == LOOK_SECONDS
 
 
+@pytest.mark.parametrize(("waiting", "running", "is_short"), [(0, 4, False), (3, 3, False), (3, 4, True)])
+def test_the_drains_learn_whether_others_wait_for_a_process(
+    monkeypatch: pytest.MonkeyPatch, waiting: int, running: int, is_short: bool
+) -> None:
+    worker = _Both(monkeypatch)
+    known: KnownPauses = worker.app.sluice_known_pauses
+    known.note_short(is_short=not is_short)
+    monkeypatch.setattr(worker_state, "reserved_requests", set(range(running)))
+    for watch in worker.watches._watches:
+        watch._queues = SimpleNamespace(waiting=lambda _queue: waiting)  # type: ignore[assignment]
+    worker.watches.look()
+    assert known.is_short is is_short
+    # And not while their queue is not to be taken from
+    worker.paused.paused = True
+    worker.watches.look()
+    assert not known.is_short
+
+
 def test_an_event_loop_is_woken_for_an_answer_only_while_messages_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a worker whose pool looks full, and an event loop that answers when it is let
     settings, clock, waiting, asked = Settings(), ManualClock(), [0], list[Any]()
     pool = SimpleNamespace(num_processes=4)
-    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(clock), sluice_pause_follower=None)
+    app = SimpleNamespace(
+        sluice_settings=settings,
+        sluice_loops=Loops(clock),
+        sluice_pause_follower=None,
+        sluice_known_pauses=KnownPauses(),
+    )
     consumer = SimpleNamespace(
         app=app, pool=pool, connection=object(),
         controller=SimpleNamespace(blueprint=SimpleNamespace(state=RUN), pool=pool),
@@ -274,7 +308,12 @@ def test_an_answer_that_was_dropped_with_the_connection_is_asked_for_again(monke
     # Given a worker whose new connection was made in the turn in which its event loop would have answered
     settings, clock, asked = Settings(), ManualClock(), list[Any]()
     pool = SimpleNamespace(num_processes=4)
-    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(clock), sluice_pause_follower=None)
+    app = SimpleNamespace(
+        sluice_settings=settings,
+        sluice_loops=Loops(clock),
+        sluice_pause_follower=None,
+        sluice_known_pauses=KnownPauses(),
+    )
     consumer = SimpleNamespace(
         app=app, pool=pool, connection=object(),
         controller=SimpleNamespace(blueprint=SimpleNamespace(state=RUN), pool=pool),
@@ -310,7 +349,12 @@ def test_a_worker_that_still_connects_gets_the_whole_limit_from_its_connection_o
     # Given a worker whose broker is back, and which waits for its next attempt to connect: its event loop stands still
     settings = Settings()
     clock = ManualClock()
-    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(clock), sluice_pause_follower=None)
+    app = SimpleNamespace(
+        sluice_settings=settings,
+        sluice_loops=Loops(clock),
+        sluice_pause_follower=None,
+        sluice_known_pauses=KnownPauses(),
+    )
     asked: list[Any] = []
     consumer = SimpleNamespace(
         app=app,

@@ -211,6 +211,21 @@ def _fail() -> None:
     raise SinkUnavailableError("no answer")
 
 
+def test_a_drain_without_records_gives_its_process_to_one_that_waits(rig: Rig) -> None:
+    # Given a worker with fewer processes than drains, of which one has no records
+    known = KnownPauses()
+    known.note([], rig.clock.monotonic())
+    quiet = QuietWorker(known, rig.breaker, rig.settings, rig.clock)
+    known.note_short(is_short=True)
+    # Then its run ends with the first wait for records, however long it could last
+    began = rig.clock.monotonic()
+    assert rig.run(quiet).outcome is DrainOutcome.FINISHED
+    assert rig.clock.monotonic() - began <= QUIET_POLLS * POLL
+    # And it lasts when no drain waits any more
+    known.note_short(is_short=False)
+    assert not quiet.is_ending()
+
+
 def test_the_start_of_a_shutdown_is_noted_for_the_drains() -> None:
     known = KnownPauses()
     settings = Settings()
