@@ -42,7 +42,7 @@ WHERE copying.relid = 'log_events'::regclass AND copying.tuples_processed > 0
 _END_IN_COMMIT: Final = """
 SELECT pid, 0, pg_terminate_backend(pid)
 FROM pg_stat_activity
-WHERE application_name = 'sluice' AND state = 'active' AND query = 'COMMIT' AND wait_event = 'PgSleep'
+WHERE application_name ^@ 'sluice' AND state = 'active' AND query = 'COMMIT' AND wait_event = 'PgSleep'
 """
 ENDED_MAX: Final = 6  # backends in one fault: then the drains are left alone again
 

@@ -15,6 +15,7 @@ from pipeline.clock import Clock
 from pipeline.errors import SchemaError, SinkUnavailableError, in_full
 from pipeline.sink.locks import take_lock
 from pipeline.sink.queries import query
+from pipeline.text import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ _ROWS_AT_ONCE: Final = 5_000  # whose ids a step notes: a transaction of some te
 _LOCK_TRIES_SECONDS_MAX: Final = 300.0
 _LOCK_POLL_SECONDS: Final = 1.0
 _LOG_SECONDS: Final = 10.0  # between two lines about progress
+_NAMED_MAX: Final = 5  # sessions in one line
 
 
 def partition_by_day(cursor: Any, clock: Clock) -> list[str]:
@@ -64,6 +66,7 @@ def _changed(cursor: Any, clock: Clock, obstacles: list[str], is_noting: bool, h
             f"log_events can't be partitioned by day while it has: {', '.join(obstacles)}. Remove each, run this "
             "again, and make it once more on the partitioned table, if PostgreSQL can (docs/retention.md)"
         )
+    _warn_of_older(cursor)
     if not is_noting:
         _under_lock(cursor, clock, lambda: cursor.execute(query("note_new_ids")))
     has_events = _note_ids(cursor, clock)
@@ -82,6 +85,24 @@ def _changed(cursor: Any, clock: Clock, obstacles: list[str], is_noting: bool, h
         "log_events is partitioned by day"
         + ("; the events that it had are in log_events_before" if _has_before(cursor) else "")
     ]
+
+
+def _warn_of_older(cursor: Any) -> None:
+    """Name sessions whose workers may not know a table by day. No reason to refuse: they may be idle, or end soon."""
+    cursor.execute(query("sessions_of_older_versions"))
+    found = cursor.fetchall()
+    if not found:
+        return
+    named = ", ".join(f"pid {pid} of {user}{f' at {host}' if host else ''}" for pid, user, host in found[:_NAMED_MAX])
+    more = f", and {len(found) - _NAMED_MAX} more" if len(found) > _NAMED_MAX else ""
+    _logger.warning(
+        "%s may be of an older version (%s%s). End such workers now: once log_events is by day, each stops at its "
+        "first repeat, and opens the breaker for the newer ones too (docs/upgrade.md)",
+        counted(len(found), "session"),
+        named,
+        more,
+        extra={"action": "older_sessions", "sessions": len(found)},
+    )
 
 
 def _swap(cursor: Any) -> bool:

@@ -415,7 +415,7 @@ FOR UPDATE SKIP LOCKED;
 
 -- name: database_facts
 SELECT pg_database_size(current_database()),
-       (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice'),
+       (SELECT count(*) FROM pg_stat_activity WHERE application_name ^@ 'sluice'),
        current_setting('max_connections')::integer;
 
 -- name: list_dead_letters
@@ -599,6 +599,14 @@ COMMIT;
 
 -- name: drop_index_of_ages
 DROP INDEX CONCURRENTLY IF EXISTS log_events_stored_at;
+
+-- name: sessions_of_older_versions
+-- Those of this version have it in their names. A role that may not see another's sessions finds no name there.
+SELECT pid, coalesce(usename, ''), coalesce(host(client_addr), '')
+FROM pg_stat_activity
+WHERE datname = current_database() AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+  AND coalesce(application_name, 'sluice') = 'sluice'
+ORDER BY pid;
 
 -- name: changeover_facts
 -- Of a table that is to be partitioned by day: whether it is, what keeps it from it, and how far the change is.
@@ -813,7 +821,7 @@ WITH written AS (
     UNION ALL
     SELECT DISTINCT unnest(pg_blocking_pids(pid)), NULL, NULL
     FROM pg_stat_activity
-    WHERE application_name = 'sluice' AND datname = current_database() AND wait_event_type = 'Lock'
+    WHERE application_name ^@ 'sluice' AND datname = current_database() AND wait_event_type = 'Lock'
 )
 SELECT DISTINCT ON (pid) pid, coalesce(application_name, ''), coalesce(usename, ''), coalesce(state, ''),
        left(coalesce(query, ''), 80), extract(epoch FROM coalesce(xact_start, query_start))::float8, relation, mode

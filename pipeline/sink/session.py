@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
+from pipeline import __version__
 from pipeline.errors import (
     PermanentError,
     SinkContentionError,
@@ -43,7 +44,7 @@ from pipeline.sink.watchdog import Watchdog
 # Options for libpq in addition to the URL. Keepalives detect a peer that vanished while the connection is idle; the
 # watchdog covers calls.
 _CONNECTION_OPTIONS: Final[dict[str, Any]] = {
-    "application_name": "sluice",
+    "application_name": f"sluice {__version__}",  # without a version: of one that does not know tables by day
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 2,

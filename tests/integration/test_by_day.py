@@ -97,7 +97,7 @@ def _age(url: str, days: float, where: str) -> None:
     ask(url, f"UPDATE log_events SET stored_at = stored_at - interval '{days} days' WHERE {where}")
 
 
-_WAITS: Final = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+_WAITS: Final = "SELECT 1 FROM pg_stat_activity WHERE application_name ^@ 'sluice' AND wait_event_type = 'Lock'"
 
 
 # --- Each id once ---------------------------------------------------------------------------------------------------

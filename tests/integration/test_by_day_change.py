@@ -60,6 +60,27 @@ def _is_sound(url: str, *, events: int) -> None:
     assert found == [(events, events, events, 0, None)]
 
 
+def test_sessions_of_older_workers_are_named_before_the_table_changes(
+    owner: Settings, sink: PostgresSink, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a session of this version, one of an operator, and one of a version that had none in its name
+    with (
+        contextlib.closing(psycopg2.connect(database_url, application_name="psql")),
+        contextlib.closing(psycopg2.connect(database_url, application_name="sluice")) as older,
+    ):
+        assert PostgresSchema(owner).partition_by_day() == [BY_DAY]
+        pid = older.info.backend_pid
+    # Then that one is named, with what to do
+    [said] = [record.getMessage() for record in caplog.records if "older version" in record.getMessage()]
+    assert said.startswith(f"1 session may be of an older version (pid {pid} of ")
+    assert "End such workers now" in said
+    # And nobody is when the table is by day already
+    caplog.clear()
+    with contextlib.closing(psycopg2.connect(database_url, application_name="sluice")):
+        assert PostgresSchema(owner).partition_by_day() == []
+    assert "older version" not in caplog.text
+
+
 def test_a_table_with_events_becomes_the_first_partition(
     sink: PostgresSink, owner: Settings, database_url: str
 ) -> None:

@@ -131,7 +131,7 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
                 ask(
                     rig.settings.database_url,
                     "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND application_name = 'sluice'",
+                    " WHERE datname = current_database() AND application_name ^@ 'sluice'",
                 )
 
         return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit, **named)

@@ -214,7 +214,7 @@ def test_a_repeat_of_an_event_that_is_being_deleted_is_there_once(
         target=lambda: results.append(sink.store(LOG, 0, 1, values, before_commit=nothing)), daemon=True
     )
     drain.start()
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name ^@ 'sluice' AND wait_event_type = 'Lock'"
     wait_until(lambda: bool(ask(database_url, waiting)), "the drain waits")
     getattr(connection, ends)()
     drain.join(WAIT_SECONDS_MAX)

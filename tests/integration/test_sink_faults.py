@@ -51,7 +51,7 @@ def sink(database_url: str) -> Iterator[PostgresSink]:
         sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
     )
     migrate(settings)
-    ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sluice'"
+    ours = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name ^@ 'sluice'"
     eventually(lambda: ask(database_url, ours) == [])  # the session of the migration has ended
     with contextlib.closing(PostgresSink(settings)) as made:
         yield made
@@ -61,7 +61,7 @@ def _terminate_others(database_url: str) -> None:
     ended = ask(
         database_url,
         "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = 'sluice'",
+        " WHERE datname = current_database() AND application_name ^@ 'sluice'",
     )
     assert ended == [(True,)]
 

@@ -122,5 +122,7 @@ def test_a_start_of_the_whole_system_that_waits_for_a_lock_ends_on_sigterm_at_on
 
 def _asked(database_url: str) -> bool:
     """Whether a session of ours has asked for the lock."""
-    found = ask(database_url, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice' AND query <> ''")
+    found = ask(
+        database_url, "SELECT count(*) FROM pg_stat_activity WHERE application_name ^@ 'sluice' AND query <> ''"
+    )
     return bool(found[0][0])

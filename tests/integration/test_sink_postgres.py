@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
 from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX
+from pipeline import __version__
 from pipeline.errors import PoisonedError, SinkContentionError, SinkUnavailableError
 from pipeline.event import SEVERITIES, Event, encode_record, record_head
 from pipeline.ports.event_sink import StoreResult
@@ -416,13 +417,13 @@ def test_the_session_is_durable_whatever_the_defaults(sink: PostgresSink, databa
     assert shown == {
         "synchronous_commit": "on",
         "default_transaction_isolation": "read committed",
-        "application_name": "sluice",
+        "application_name": f"sluice {__version__}",
     }
     assert sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing) == StoreResult(stored=1)
 
 
 def test_one_connection_and_only_when_needed(sink: PostgresSink, database_url: str) -> None:
-    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sluice'"
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name ^@ 'sluice'"
     eventually(lambda: ask(database_url, count) == [(0,)])  # the session of the migration has ended
     for offset in range(3):
         sink.store(LOG, 0, offset, numbered_batch(offset, 1), before_commit=nothing)
