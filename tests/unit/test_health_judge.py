@@ -239,6 +239,7 @@ def test_a_partition_that_has_stored_lately_is_well() -> None:
         ({"override": OVERRIDE, "rate": 50.0}, "a rate set by an operator holds at 50/s, by ann@host: a test"),
         ({"mode": Mode.DEGRADED, "rate": 400.0}, "the lag is high and holds the rate at 400/s"),
         ({"mode": Mode.UNKNOWN}, "the lag is unknown, and the rate falls"),
+        ({"mode": Mode.UNKNOWN, "controller_age": 60.0}, "the controller is silent, and the rate falls"),
         ({"breaker": BreakerState.OPEN, "pauses": (BREAKER,)}, "the open breaker allows only the lowest rate"),
         ({"is_bucket_unavailable": True}, "the token bucket does not answer"),
         ({"store_problem": "refused"}, "the token bucket does not answer"),
