@@ -11,6 +11,7 @@ from pipeline.errors import StoreUnavailableError
 from pipeline.names import BreakerState, Queue
 from pipeline.ports.control import ControlStore, PauseState
 from tasks.backlog import Backlog
+from tasks.beat_watch import LogWatch, PausesWatch
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class TickScheduler(Scheduler):
     A tick has no expiry, since that would be compared with another host's clock. Instead, no tick is sent while many
     wait in its queue: no worker takes them then. And none is sent that would do nothing: no probe while the breaker is
     closed, and few ticks of hints while the event log holds nothing to store. A look is one call, and a task without
-    work a dozen.
+    work a dozen. While nothing changes, threads know without a look (`beat_watch`).
     """
 
     def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
@@ -50,6 +51,13 @@ class TickScheduler(Scheduler):
         self._queues = wiring.make_queues(app.sluice_settings)
         self._store: ControlStore = wiring.make_control_store(app.sluice_settings)
         self._backlog = Backlog(wiring.make_log(app.sluice_settings), self._clock)
+        # They watch on the real clock only.
+        self._pauses_watch = PausesWatch(self._store, self._clock) if clock is None else None
+        is_redis_log = app.sluice_settings.log_scheme != "kafka"  # a wait for several brokers asks one after the other
+        self._log_watch = (
+            LogWatch(wiring.make_log(app.sluice_settings), self._clock) if clock is None and is_redis_log else None
+        )
+        self._is_started = False
         self._state: tuple[float, PauseState | None] | None = None  # when it was read; None in it: not available
         self._hinted: tuple[float, object] | None = None  # when the last tick of hints was sent, and the pauses then
         is_beside = app.sluice_settings.regulate_seconds <= HINTS_SECONDS_MAX
@@ -58,6 +66,10 @@ class TickScheduler(Scheduler):
 
     def tick(self, *_: Any, **__: Any) -> float:
         """Send the ticks that are due; returns the seconds until the next one."""
+        if not self._is_started:
+            self._is_started = True
+            for watch in filter(None, (self._pauses_watch, self._log_watch)):
+                watch.start()
         now = self._clock.monotonic()
         wait = float(self.max_interval or 0)
         schedule: dict[str, Any] = self.schedule
@@ -83,8 +95,11 @@ class TickScheduler(Scheduler):
         return sent
 
     def _pause_state(self) -> PauseState | None:
-        """The pauses, read once for all ticks of one moment; None if they are not available."""
+        """The pauses, read once for all ticks of one moment if they are not known; None if they are not available."""
         now = self._clock.monotonic()
+        known = None if self._pauses_watch is None else self._pauses_watch.state(now)
+        if known is not None:
+            return known
         if self._state is None or now - self._state[0] >= _SAME_MOMENT_SECONDS:
             try:
                 self._state = now, self._store.pause_state()
@@ -102,7 +117,10 @@ class TickScheduler(Scheduler):
         now, state = self._clock.monotonic(), self._pause_state()
         if self._hinted is None or state is None or now - self._hinted[0] >= self._hints_seconds_max:
             return True
-        return _pauses_of(state) != self._hinted[1] or self._backlog.may_exist()
+        if _pauses_of(state) != self._hinted[1]:
+            return True
+        is_quiet = self._log_watch is not None and self._log_watch.is_quiet(now)
+        return not is_quiet and self._backlog.may_exist()
 
     def _has_room(self, queue: Queue) -> bool:
         try:

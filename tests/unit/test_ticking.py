@@ -1,5 +1,6 @@
 """Beat's scheduler on a clock that is moved: it ticks by the monotonic one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,6 +167,45 @@ def test_ticks_of_hints_are_rare_while_nothing_waits_in_the_log(ticker: Ticker, 
     assert hints(ticker, clock, 10.0) == 10
     ticker.store()
     assert hints(ticker, clock, 10.0) <= 3
+
+
+def test_an_idle_system_is_asked_for_nothing_while_threads_watch_it(ticker: Ticker, clock: ManualClock) -> None:
+    # Given threads that know the pauses, and that the log is quiet
+    known: list[PauseState | None] = [None]
+    started: list[str] = []
+    quiet = [False]
+    ticker._pauses_watch = SimpleNamespace(state=lambda _: known[0], start=lambda: started.append("pauses"))  # type: ignore[assignment]
+    ticker._log_watch = SimpleNamespace(is_quiet=lambda _: quiet[0], start=lambda: started.append("log"))  # type: ignore[assignment]
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    known[0], quiet[0] = ticker.memory.pause_state(), True
+    assert hints(ticker, clock, 1.0) == 1
+    ticker.log.asked = ticker.memory.asked = 0
+    assert hints(ticker, clock, 60.0) == 2
+    assert (ticker.memory.asked, ticker.log.asked) == (0, 0)
+    assert started == ["pauses", "log"]
+    # When a record comes, or the pauses change, then the next tick is sent
+    ticker.log.append([(3, b"two")])
+    quiet[0] = False
+    assert hints(ticker, clock, 3.0) == 3
+    quiet[0] = True
+    assert hints(ticker, clock, 3.0) == 0
+    ticker.memory.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+    known[0] = ticker.memory.pause_state()
+    assert (hints(ticker, clock, 1.0), hints(ticker, clock, 3.0)) == (1, 0)
+    # And when the threads know nothing, then both are asked as before
+    known[0], quiet[0] = None, False
+    ticker.log.asked = ticker.memory.asked = 0
+    assert hints(ticker, clock, 10.0) == 10
+    assert ticker.memory.asked >= 10
+    assert ticker.log.asked >= 10
+
+
+@pytest.mark.parametrize("url", ["redis://log", "kafka://log"])
+def test_only_a_log_on_redis_is_watched(url: str) -> None:
+    scheduler = TickScheduler(make_app(Settings(event_log_url=url)))
+    assert scheduler._pauses_watch is not None
+    assert (scheduler._log_watch is not None) == url.startswith("redis")
 
 
 def test_ticks_of_hints_are_as_frequent_as_ever_beside_a_control_loop_that_is_slower(clock: ManualClock) -> None:
