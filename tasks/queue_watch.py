@@ -28,7 +28,8 @@ from tasks.pause import PauseFollower
 _logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.5  # between two checks of the queue while messages wait in it
-QUIET_LOOK_SECONDS: Final = 1.0  # while none waited at the last check
+QUIET_LOOK_SECONDS: Final = 2.0  # while none waited at the last check: the first one is seen so much later
+FULL_LOOK_SECONDS: Final = 1.0  # the same with a full pool: drains without records learn here that others wait for one
 # The most that one check may add: a process that was frozen, or got no CPU, has seen nothing of the time between.
 _LOOK_COUNTS_MAX: Final = 2 * LOOK_SECONDS
 # A remedy stays visible in health for so many periods of the control loop. Each period reads health once.
@@ -170,8 +171,12 @@ class QueueWatch:
     def _note_short(self, waiting: int | None) -> None:
         """Tell the drains whether others wait for a process: one without records then gives its own away."""
         if self._queue is Queue.BATCHES:
-            is_full = len(worker_state.reserved_requests) >= self._consumer.pool.num_processes
-            self._consumer.app.sluice_known_pauses.note_short(is_short=bool(waiting) and is_full)
+            self._consumer.app.sluice_known_pauses.note_short(is_short=bool(waiting) and self.is_full)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no process of the pool is free, as far as the event loop knows."""
+        return len(worker_state.reserved_requests) >= int(self._consumer.pool.num_processes)
 
     def _ask(self, *, is_needed: bool) -> None:
         """Ask the event loop for an answer until the next check, unless it has not given the last one."""
@@ -231,7 +236,9 @@ class QueueWatches:
     @property
     def wait_seconds(self) -> float:
         """The time until the next check."""
-        return QUIET_LOOK_SECONDS if all(watch.progress.is_quiet for watch in self._watches) else LOOK_SECONDS
+        if not all(watch.progress.is_quiet for watch in self._watches):
+            return LOOK_SECONDS
+        return FULL_LOOK_SECONDS if any(watch.is_full for watch in self._watches) else QUIET_LOOK_SECONDS
 
     def look(self) -> None:
         """Check each queue once."""

@@ -17,6 +17,7 @@ from tasks import queue_watch
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
 from tasks.known_pauses import KnownPauses
 from tasks.queue_watch import (
+    FULL_LOOK_SECONDS,
     LOOK_SECONDS,
     QUIET_LOOK_SECONDS,
     QueueProgress,
@@ -237,7 +238,12 @@ def test_a_worker_looks_less_often_while_nothing_waits(monkeypatch: pytest.Monke
     batches._queues = control._queues = SimpleNamespace(waiting=lambda _queue: 0)  # type: ignore[assignment]
     worker.watches.look()
     assert worker.watches.wait_seconds == QUIET_LOOK_SECONDS
-    # And those of one are enough
+    # While no process is free, drains without records must learn soon that others need one
+    places = batches._consumer.pool.num_processes
+    monkeypatch.setattr(worker_state, "reserved_requests", set(range(places)))
+    assert worker.watches.wait_seconds == FULL_LOOK_SECONDS
+    monkeypatch.setattr(worker_state, "reserved_requests", set[Any]())
+    # And the messages of one queue are enough
     control._queues = SimpleNamespace(waiting=lambda _queue: 1)  # type: ignore[assignment]
     worker.watches.look()
     assert worker.watches.wait_seconds == LOOK_SECONDS
@@ -259,6 +265,22 @@ def test_the_drains_learn_whether_others_wait_for_a_process(
     worker.paused.paused = True
     worker.watches.look()
     assert not known.is_short
+
+
+def test_a_message_that_comes_to_a_quiet_queue_is_missed_little_later() -> None:
+    # Given a queue without messages for a minute, and one that comes just after a check
+    progress = QueueProgress(Queue.BATCHES, seconds_max=5.0, task_seconds_max=40.0, shown_seconds=15.0)
+    now, checks = 0.0, 0
+    while now < 60:
+        progress.look(now, waiting=0, taken=0, begun=0, is_able=True)
+        now, checks = now + QUIET_LOOK_SECONDS, checks + 1
+    came_at = now - QUIET_LOOK_SECONDS
+    # When the worker does not take it
+    while progress.look(now, waiting=1, taken=0, begun=0, is_able=True) is None:
+        now += LOOK_SECONDS
+    # Then that is noticed within the wait and the time without need to act; and the quiet minute took few checks
+    assert now - came_at <= 5.0 + QUIET_LOOK_SECONDS - LOOK_SECONDS
+    assert checks <= 30
 
 
 def test_an_event_loop_is_woken_for_an_answer_only_while_messages_wait(monkeypatch: pytest.MonkeyPatch) -> None:
