@@ -362,6 +362,8 @@ class System(SystemFolder):
                 f"--web.listen-address={LOOPBACK}:{ports['PROMETHEUS_PORT']}",
             ],
             50,
+            # With more, each scrape and each round of rules wakes threads that look for work and find none.
+            {"GOMAXPROCS": "1"},
         )
 
     def _node(self, queue: str) -> str:

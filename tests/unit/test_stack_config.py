@@ -183,7 +183,8 @@ def test_a_port_is_looked_for_on_the_address_of_its_listener(tmp_path: Path, nam
 def test_prometheus_scrapes_where_metrics_are_served(tmp_path: Path) -> None:
     def targets(**environ: str) -> list[str]:
         system = System(config_of(tmp_path, "redis", PATH="", **environ))
-        system._prometheus("prometheus", "http://127.0.0.1:8080/runbooks")
+        program = system._prometheus("prometheus", "http://127.0.0.1:8080/runbooks")
+        assert program.environ == {"GOMAXPROCS": "1"}
         jobs = json.loads((tmp_path / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
         return [target for job in jobs for target in job["static_configs"][0]["targets"]]
 
