@@ -11,12 +11,17 @@ names of tasks and workers.
 import os
 import sys
 import time
+from functools import partialmethod
 from logging import ERROR, getLogger  # the name `logging` is one of Flower's options
+
+from celery.events.receiver import EventReceiver
 
 from pipeline import logs
 from pipeline.errors import SettingsError
 from pipeline.settings import read_secret
 from tasks.app import app
+
+EVENTS_WAIT_SECONDS = 5
 
 # They may be of another Flower: with FLOWER_URL_PREFIX this one is not where it is looked for.
 taken = sorted(
@@ -45,6 +50,10 @@ natural_time = False  # the time of day, as in the logs
 inspect_timeout = 2_000.0  # milliseconds; a stopped worker delays each view by this time
 # Otherwise Flower asks all workers every 5 s to send events, which wakes each of them. Ours always do.
 enable_events = False
+
+# Flower's thread waits for events; without this it wakes each second to see whether it is to end. It never is: it ends
+# with the process.
+EventReceiver.consume = partialmethod(EventReceiver.consume, safety_interval=EVENTS_WAIT_SECONDS)  # type: ignore[assignment]
 
 settings_of_app = app.sluice_settings
 if settings_of_app.log_format == "json":
