@@ -14,7 +14,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.names import DropReason, Queue
@@ -104,19 +104,28 @@ class SluiceQoS(kombu_redis.QoS):
             self.send_acks()
 
     def send_acks(self) -> None:
-        """Send the acknowledgements that wait. If the broker is lost, so are they: the messages come again."""
+        """Send the acknowledgements that wait. If the broker is lost or refuses, the messages come again."""
         if self._acked:
-            with contextlib.suppress(*self.channel.connection_errors), self.pipe_or_acquire() as pipe:
+            errors = (*self.channel.connection_errors, *self.channel.channel_errors)
+            with contextlib.suppress(*errors), self.pipe_or_acquire() as pipe:
                 pipe.execute()
 
     @contextlib.contextmanager
     def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Iterator[Any]:
-        """A pipeline; a new one begins with the acknowledgements that wait. Each of its users executes it."""
+        """A pipeline; a new one begins with the acknowledgements that wait. Each of its users executes it.
+
+        A broker without memory refuses a message, and with it all of the pipeline: then they wait for the next one.
+        """
         with super().pipe_or_acquire(pipe, client) as found:
+            acked: list[str] = []
             if pipe is None and self._acked:
                 acked, self._acked = self._acked, []
                 found.zrem(self.unacked_index_key, *acked).hdel(self.unacked_key, *acked)
-            yield found
+            try:
+                yield found
+            except OutOfMemoryError:
+                self._acked = acked + self._acked
+                raise
 
     def restore_visible(self, start: int = 0, num: Any = 10, interval: int = 10) -> None:
         """Give back messages that another worker took long ago, if there are any.

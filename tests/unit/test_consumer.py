@@ -59,6 +59,8 @@ class FakePipeline:
     def execute(self) -> list[Any]:
         if self._client.is_lost:
             raise ConnectionResetError
+        if self._client.refused in self._commands:
+            raise redis.OutOfMemoryError("refused")
         self._client.trips.append(self._commands)
         return [self._client.visible if name == "zrange" else 1 for name in self._commands]
 
@@ -70,6 +72,7 @@ class FakeBroker:
         self.trips: list[list[str]] = []
         self.visible: list[Any] = []  # messages that were taken long ago
         self.is_lost = False
+        self.refused = ""  # a command that it refuses, and with it all of the same transaction
 
     def pipeline(self) -> FakePipeline:
         return FakePipeline(self)
@@ -86,6 +89,7 @@ def qos(broker: FakeBroker) -> Iterator[Any]:
     channel = SimpleNamespace(
         conn_or_acquire=lambda _=None: nullcontext(broker), unacked_key="unacked", unacked_index_key="unacked_index",
         visibility_timeout=60, active_queues={"control"}, do_restore=True, connection_errors=(OSError,),
+        channel_errors=(redis.ResponseError,),
     )  # fmt: skip
     qos: Any = SluiceQoS(channel, 1)
     yield qos
@@ -160,6 +164,35 @@ def test_a_lost_broker_takes_acknowledgements_along(qos: Any, broker: FakeBroker
     broker.is_lost = True
     qos.restore_unacked_once()  # the message comes again
     assert broker.trips == [_ADDED]
+
+
+def test_a_broker_without_memory_takes_no_message_but_the_acknowledgements_that_wait(
+    qos: Any, broker: FakeBroker
+) -> None:
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    broker.refused = "zadd"
+    with pytest.raises(redis.ResponseError):
+        qos.append(taken("b"), "b")
+    assert broker.trips == [_ADDED]
+    qos.send_acks()
+    qos.send_acks()
+    assert broker.trips == [_ADDED, _REMOVED]
+
+
+def test_a_queue_is_cancelled_although_the_broker_refuses_the_acknowledgements(
+    qos: Any, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise the consumer would count as cancelled and go on to take messages: kombu forgets its tag before
+    qos.append(taken("a"), "a")
+    qos.ack("a")
+    broker.refused = "zrem"
+    cancelled: list[str] = []
+    monkeypatch.setattr(kombu_redis.Channel, "_basic_cancel", lambda _, tag: cancelled.append(tag))
+    channel: Any = object.__new__(SluiceChannel)
+    channel._qos = qos
+    channel._basic_cancel("tag")
+    assert cancelled == ["tag"]
 
 
 @pytest.fixture
