@@ -15,6 +15,11 @@ from pipeline.urls import place_of
 EVENTS_SEARCHED: Final = 1000  # control events: as many as are kept
 
 
+# By partition: where the log began, and the offset below which the sink had nothing, of each late begin that somebody
+# has accepted. What the log held between the two was to be stored again: if it loses that, another late begin follows.
+_Accepted = dict[int, list[tuple[int, int]]]
+
+
 class LateBegin(NamedTuple):
     """The beginning of a partition of which the sink has stored nothing; the numbers are offsets of a next record."""
 
@@ -82,8 +87,9 @@ def late_begin_data(settings: Settings, partition: int, late: LateBegin) -> dict
 
 def accepted_data(settings: Settings, log_id: str, late: Mapping[int, LateBegin]) -> dict[str, str]:
     """The data of the control event by which an operator accepts late begins, by partition."""
+    begins = " ".join(f"{partition}:{one.begin}" for partition, one in sorted(late.items()))
     ends = " ".join(f"{partition}:{one.missing_below}" for partition, one in sorted(late.items()))
-    return {"ends": ends, "log_id": log_id, "place": sink_place(settings)}
+    return {"begins": begins, "ends": ends, "log_id": log_id, "place": sink_place(settings)}
 
 
 def late_begin_advice(settings: Settings, late: Iterable[LateBegin]) -> str:
@@ -138,7 +144,7 @@ class LateBegins:
     def __init__(self) -> None:
         self._with_offset: frozenset[int] = frozenset()  # the partitions that the sink had an offset of, last time
         self._recorded: set[tuple[int, LateBegin]] = set()  # by partition
-        self._accepted: dict[int, int] = {}  # as last read, of `_log_id`
+        self._accepted: _Accepted = {}  # as last read, of `_log_id`
         self._log_id = ""
 
     def look(
@@ -202,7 +208,7 @@ class _History(NamedTuple):
     """What the control events say of a log and a sink. Those of earlier versions name neither."""
 
     recorded: list[tuple[tuple[int, LateBegin], float]]  # by partition, and when; oldest first
-    accepted: dict[int, int]  # partition -> offset: a late begin up to there was accepted by an operator
+    accepted: _Accepted
 
     @classmethod
     def of(cls, events: Iterable[ControlEvent], log_id: str, place: str) -> Self:
@@ -217,9 +223,10 @@ class _History(NamedTuple):
                     one = LateBegin(log_id, int(data["end"]), int(data["committed"]))
                     history.recorded.append(((int(data["partition"]), one), event.at))
                 elif event.kind is ControlEventKind.LATE_BEGIN_ACCEPTED:
-                    for pair in data["ends"].split():
-                        partition, end = map(int, pair.split(":"))
-                        history.accepted[partition] = max(end, history.accepted.get(partition, 0))
+                    ends = _by_partition(data["ends"])
+                    begins = _by_partition(data.get("begins", ""))  # earlier versions recorded the ends alone
+                    for partition, end in ends.items():
+                        history.accepted.setdefault(partition, []).append((begins.get(partition, end), end))
         return history
 
 
@@ -227,13 +234,24 @@ def _shown(
     late: Mapping[int, LateBegin], history: _History, stored: Mapping[int, int], now: float
 ) -> dict[int, LateBegin]:
     """Those stored elsewhere, and those that are recorded and not old, without what was accepted."""
-    shown = {partition: one for partition, one in late.items() if one.committed}
+    shown = _without({partition: one for partition, one in late.items() if one.committed}, history.accepted)
     for (partition, one), at in history.recorded:
         is_new = at >= now - LOST_SHOWN_SECONDS or (one.committed and partition not in stored)
-        if is_new and (partition not in shown or one.missing_below >= shown[partition].missing_below):
+        if not is_new or _is_accepted(one, history.accepted.get(partition, ())):
+            continue
+        if partition not in shown or one.missing_below >= shown[partition].missing_below:
             shown[partition] = one
-    return _without(shown, history.accepted)
+    return shown
 
 
-def _without(late: Mapping[int, LateBegin], accepted: Mapping[int, int]) -> dict[int, LateBegin]:
-    return {partition: one for partition, one in late.items() if one.missing_below > accepted.get(partition, 0)}
+def _without(late: Mapping[int, LateBegin], accepted: _Accepted) -> dict[int, LateBegin]:
+    return {partition: one for partition, one in late.items() if not _is_accepted(one, accepted.get(partition, ()))}
+
+
+def _is_accepted(late: LateBegin, accepted: Iterable[tuple[int, int]]) -> bool:
+    return any(late.begin <= begin and late.missing_below <= end for begin, end in accepted)
+
+
+def _by_partition(text: str) -> dict[int, int]:
+    pairs = (pair.split(":") for pair in text.split())
+    return {int(partition): int(offset) for partition, offset in pairs}

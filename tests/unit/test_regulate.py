@@ -693,6 +693,41 @@ def test_records_that_were_stored_elsewhere_and_are_stored_again_stay_a_reason(s
     assert system.rate().alarms == ()
 
 
+def test_an_accepted_late_begin_does_not_hide_that_the_log_then_loses_what_was_to_be_stored_again(
+    system: System,
+) -> None:
+    # Given a log that keeps what was stored, and an operator who accepts that a new database begins without it
+    log_id, settings = system.log.identity().log_id, system.rig.settings
+    system.append(0, 100)
+    system.log.commit(log_id, 0, 100)
+    system.database.stored = {}
+    system.tick()
+    told, now = system.rig.events.last(99), system.clock.now()
+    shown = shown_late_begins(settings, log_id, system.log.positions(), {}, events=told, now=now)
+    accepted = accepted_data(settings, log_id, shown)
+    system.rig.events.record(ControlEventKind.LATE_BEGIN_ACCEPTED, actor="ann@host", why="a new server", data=accepted)
+    system.tick()
+    assert system.rate().alarms == ()
+    # When half of it expires before it is stored again, as the drain of the partition then records
+    system.log.server.trim(0, 50)
+    data = late_begin_data(settings, 0, LateBegin(log_id, 50, 0))
+    system.rig.events.record(ControlEventKind.BEGAN_LATE, actor="a drain", why="late", data=data)
+    system.database.stored = {0: 100}
+    # Then that is a reason, whatever process ticks
+    for late_begins in (system.late_begins, LateBegins()):
+        system.late_begins = late_begins
+        system.tick()
+        (alarm,) = system.rate().alarms
+        assert "has the first 50 records" in alarm.what
+    # And it can be accepted too
+    told, now = system.rig.events.last(99), system.clock.now()
+    shown = shown_late_begins(settings, log_id, system.log.positions(), {0: 100}, events=told, now=now)
+    accepted = accepted_data(settings, log_id, shown)
+    system.rig.events.record(ControlEventKind.LATE_BEGIN_ACCEPTED, actor="ann@host", why="test data", data=accepted)
+    system.tick()
+    assert system.rate().alarms == ()
+
+
 def test_a_commit_beyond_the_end_of_the_log_is_of_another_one(system: System) -> None:
     # Given a topic that was made anew, and the commits of the one before
     system.log.server.partitions[0].committed = 500
