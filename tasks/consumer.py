@@ -106,7 +106,7 @@ class SluiceQoS(kombu_redis.QoS):
     def send_acks(self) -> None:
         """Send the acknowledgements that wait. If the broker is lost or refuses, the messages come again."""
         if self._acked:
-            errors = (*self.channel.connection_errors, *self.channel.channel_errors)
+            errors = (*self.channel.connection_errors, ResponseError)
             with contextlib.suppress(*errors), self.pipe_or_acquire() as pipe:
                 pipe.execute()
 

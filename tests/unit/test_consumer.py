@@ -89,7 +89,6 @@ def qos(broker: FakeBroker) -> Iterator[Any]:
     channel = SimpleNamespace(
         conn_or_acquire=lambda _=None: nullcontext(broker), unacked_key="unacked", unacked_index_key="unacked_index",
         visibility_timeout=60, active_queues={"control"}, do_restore=True, connection_errors=(OSError,),
-        channel_errors=(redis.ResponseError,),
     )  # fmt: skip
     qos: Any = SluiceQoS(channel, 1)
     yield qos
