@@ -300,13 +300,17 @@ class Admission:
 
     def rate(self, now: float) -> float:
         """Events/s that all processes together admit, as far as this process can see."""
-        if self._local is not None or self._publication is None:
+        known, fill = self._publication, self._fill  # read once: the history's thread reads them too
+        if self._local is not None or known is None:
             return self._decayed_rate(now)
-        return self._fill.rate if self._fill is not None else self._publication.rate
+        return known.rate if fill is None else fill.rate
 
     def available(self, now: float) -> int | None:
         """Tokens of the lease and the bucket that a request could take now; None if the bucket was never reached."""
-        local, level = self._local, self._fill  # read once: metrics are read on another thread
+        return self._available(now, self._local, self._fill)
+
+    def _available(self, now: float, local: bucket_flow.BucketState | None, level: _Fill | None) -> int | None:
+        """The same, of what was read once: metrics and the history are read on other threads."""
         if local is not None:
             return max(0, self._left + int(self._local_fill(local, now).predicted(now)))
         if level is None:
@@ -315,9 +319,11 @@ class Admission:
 
     def tokens_seen(self, now: float) -> int | None:
         """Like `available`, but None if it would be a guess: others take tokens, and the last call is too old."""
-        if self._local is None and self._live_processes > 1 and self._fill is not None:
-            return self.available(now) if now - self._fill.at <= FILL_SECONDS_MAX else None
-        return self.available(now)
+        local, level = self._local, self._fill
+        is_old = level is not None and now - level.at > FILL_SECONDS_MAX
+        if local is None and self._live_processes > 1 and is_old:
+            return None
+        return self._available(now, local, level)
 
     def fill(self, now: float) -> float | None:
         """The bucket's tokens as a part of a full one, without the lease; None if unknown. Negative while in debt."""

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually_in_loop
-from ingest.admission import COUNT_SECONDS, FILL_SECONDS_MAX, PRESENCE_QUIET_SECONDS, Admission
+from ingest.admission import COUNT_SECONDS, FILL_SECONDS_MAX, PRESENCE_QUIET_SECONDS, Admission, _Fill
 from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
 from pipeline.control_store.common import CALL_SECONDS_MAX
@@ -936,3 +936,34 @@ async def test_without_the_setting_no_level_is_known() -> None:
     assert rig.admission.admits_all_levels
     assert rig.admission.take_now(20)
     assert rig.admission.refusal(1) is None
+
+
+def test_a_level_that_the_event_loop_forgets_while_a_thread_reads_it_is_no_error() -> None:
+    # Given a process that has called the bucket beside another one
+    rig = _Rig()
+    looks = [1]  # one was before
+
+    class Forgetful(Admission):
+        """The level of the bucket is known at the first of several looks."""
+
+        __slots__ = ()
+
+        @property
+        def _fill(self) -> _Fill | None:
+            looks.append(1)
+            return _Fill(30.0, rig.clock.monotonic(), 500.0, 100) if len(looks) == 1 else None
+
+        @_fill.setter
+        def _fill(self, fill: _Fill | None) -> None:
+            """Not kept."""
+
+    admission = Forgetful(
+        rig.settings, rig.bucket, rig.clock, IngestMetrics(CollectorRegistry(auto_describe=True)), None
+    )
+    admission.note_rate(1, 1000.0)
+    admission._live_processes = 2
+    # When the history's thread reads the rate and the tokens, then it gets those of its first look
+    looks.clear()
+    assert admission.rate(rig.clock.monotonic()) == 500
+    looks.clear()
+    assert admission.tokens_seen(rig.clock.monotonic()) == 30
