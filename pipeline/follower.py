@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 WAIT_SECONDS: Final = 1.0  # of one wait for an event; the state is read at least this often
 RETRY_SECONDS: Final = 0.2  # between two tries while the store is unavailable
 EARLY_SECONDS: Final = 0.01  # by which a wait may end early: the store counts milliseconds
+# A state that may have been read longer ago than this is read again. The wait's own time-out is hardly longer, so only
+# a process that did not run meanwhile finds an older one: the response was in its socket.
+OLD_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ def read_not_before(asked_at: float, answered_at: float, wait_seconds: float) ->
 class ControlFollower:
     """Reads the state after every control event, and at least after each wait for one, on its own thread.
 
-    A wait in vain and the read after it are one round trip. After an event it reads the state by itself.
+    A wait in vain and the read after it are one round trip. After an event it reads the state by itself, and also if
+    this process was frozen during the wait: the state in the response may then be of any age.
 
     `on_state` is called on that thread with every state read, and `on_unavailable` after each read that failed. While
     the store is unavailable, the last state stays. No error ends the thread: see `loops`. `reporter` reports on that
@@ -152,6 +156,8 @@ class ControlFollower:
             return
         ended_at, answered_at = self._clock.monotonic(), self._clock.now()
         took_seconds = ended_at - read_not_before(began_at, ended_at, WAIT_SECONDS)
+        if took_seconds > OLD_SECONDS:
+            return
         self._take(state, answered_at - took_seconds, answered_at)
         self._must_read = False
 

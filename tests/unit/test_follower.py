@@ -199,6 +199,38 @@ def test_a_state_after_a_wait_was_read_at_its_end_unless_it_ended_early(took: fl
     assert read_not_before(100.0, 100.0 + took, 1.0) == pytest.approx(100.0 + earliest)
 
 
+def test_a_state_that_lay_in_the_socket_of_a_frozen_process_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a follower that has read a rate
+    clock = ManualClock()
+    rig = _Rig(server=MemoryServer(clock), clock=clock)
+    rig.publish(500)
+    monkeypatch.setattr("pipeline.follower.WAIT_SECONDS", 0.001)
+    rig.follower._follow()
+    state_after = rig.store.state_after
+
+    def frozen_after(position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        position, found = state_after(position, wait_seconds=wait_seconds)
+        clock.advance(60)
+        return position, found
+
+    # When its process is frozen after the store has answered a wait
+    rig.store.state_after = frozen_after  # type: ignore[method-assign]
+    known = len(rig.seen)
+    rig.follower._follow()
+    # Then that state does not count as one of now
+    assert len(rig.seen) == known
+    newest = rig.newest()
+    assert newest is not None
+    assert newest.state_age_seconds(clock.monotonic()) >= 60
+    # And the next turn reads it
+    rig.store.state_after = state_after  # type: ignore[method-assign]
+    rig.follower._follow()
+    newest = rig.newest()
+    assert newest is not None
+    assert newest.state_age_seconds(clock.monotonic()) == 0
+    assert newest.controller_age_seconds(clock.monotonic()) == pytest.approx(60, abs=1)
+
+
 def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.publish(500)
     calls = []
