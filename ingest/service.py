@@ -140,6 +140,7 @@ class IngestService:
         )
         self.throttle = ThrottleView(context.throttle, self.accounts.refused_here, context.clock)
         self._asked_limits: Mapping[str, OperatorLimit] = {}  # that operators set, as last known
+        self._noted: tuple[object, ...] = ()  # what of the state admission was given last
         self._entrance = Entrance(self.admission, self.accounts, has_levels=self.levels is not None)
         self.collector = Collector(
             self._entrance,
@@ -238,11 +239,18 @@ class IngestService:
         if self._key_reader is not None:
             self._key_reader.note_state(state.keys_version, state.time)
         loop, rate = self._loop, state.rate
-        if loop is not None and rate is not None:
+        noted = (rate, state.pauses, state.floor_rate, state.override, state.accounts)
+        if loop is not None and rate is not None and (noted != self._noted or self._is_noted_again(state, rate)):
             try:
                 loop.call_soon_threadsafe(self._note_rate, state, rate)
+                self._noted = noted
             except RuntimeError:
                 logger.debug("the event loop has ended", extra={"action": "follow_unheard"})
+
+    def _is_noted_again(self, state: ControlState, rate: PublishedRate) -> bool:
+        """Whether admission takes the same state after each read: it counts a time from then, or the age of shares."""
+        over_seconds = 0.0 if rate.policy is None else rate.policy.explanation.drain_over_seconds
+        return state.override is not None or over_seconds > 0 or rate.shares is not None or self.accounts.is_reporting
 
     def _note_rate(self, state: ControlState, rate: PublishedRate) -> None:
         """Pass a published rate to admission; on the event loop."""

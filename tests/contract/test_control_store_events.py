@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import redis
@@ -249,6 +250,33 @@ def test_the_wait_and_the_state_are_one_round_trip(control_redis: Server) -> Non
         client.script_flush()
     assert store.state_after(position, wait_seconds=0.01) == (position, None)
     assert store.state().time > 0
+
+
+def test_a_state_that_has_not_changed_is_read_once_from_its_text(control_redis: Server) -> None:
+    # Given two reads of a state
+    rig = redis_rig(control_settings(control_redis.url))
+    publish = partial(rig.store.publish_rate, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="test")
+    rig.store.restore([], actor="test")
+    publish(base_rate=500.0)
+    first, second = rig.store.state(), rig.store.state()
+    # Then only the time is new
+    assert second.rate is first.rate
+    assert second.accounts is first.accounts
+    assert second.time > first.time
+    assert replace(second, time=first.time) == first
+    # And whatever changes is read
+    publish(base_rate=400.0)
+    changed = rig.store.state()
+    assert changed.rate is not None
+    assert changed.rate.rate == 400.0
+    rig.store.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+    [pause] = rig.store.state().pauses or ()
+    assert pause.why == "a disk"
+    # Until an override ends, its times follow the store's clock, so that each read counts
+    rig.store.set_override(9.0, until=changed.time + 3600, actor="ann", why="a test")
+    assert rig.store.state().rate is not rig.store.state().rate
+    rig.flush()
+    assert rig.store.state().rate is None
 
 
 @pytest.mark.parametrize("kind", ["publication", "event"])

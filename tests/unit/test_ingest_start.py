@@ -11,6 +11,8 @@ import pytest
 
 from checks.testbed.wire import Wire, get, post, request
 from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.names import LimitedBy
+from pipeline.ports.control import ControlState, OperatorLimit, PublishedRate
 from pipeline.ports.log import LogIdentity
 from stack.servers import free_port, port_problem
 from support.running_ingest import SAMPLE, RunningIngest, edge_settings, eventually, running_ingest
@@ -70,6 +72,46 @@ def test_a_follower_that_finds_the_store_unavailable_makes_admission_look_at_the
         eventually(lambda: edge.service.admission.is_local, "the bucket is known to be unavailable")
         edge.control.is_unavailable = False
         eventually(lambda: not edge.service.admission.is_local, "the bucket is known to be back")
+
+
+def test_a_state_that_has_not_changed_wakes_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.follower.WAIT_SECONDS", 0.005)
+    with running_ingest() as edge:
+        service, noted = edge.service, list[float]()
+        note_rate = service._note_rate
+
+        def counted(state: ControlState, rate: PublishedRate) -> None:
+            noted.append(rate.rate)
+            note_rate(state, rate)
+
+        def turns(count: int) -> None:
+            """Until the follower has read the state so many times."""
+            for _ in range(count):
+                newest = service.follower.newest
+                eventually(lambda n=newest: service.follower.newest is not n, "the follower reads")  # type: ignore[misc]
+
+        monkeypatch.setattr(service, "_note_rate", counted)
+        # When a rate is published, then admission gets it, and not again after each read
+        edge.publish(500.0)
+        eventually(lambda: 500.0 in noted, "it is noted")
+        turns(2)
+        before = len(noted)
+        turns(5)
+        assert len(noted) == before
+        # But as long as an operator's rate counts, whose end is a time, or an operator limits an account
+        edge.store.set_override(9.0, until=edge.control.clock.now() + 3600, actor="ann", why="a test")
+        eventually(lambda: noted.count(9.0) > 3, "it is noted after each read")
+        edge.store.clear_override(actor="ann", why="a test")
+        eventually(lambda: noted[-1] == 500.0, "its end is noted, too")
+        edge.store.set_override(500.0, until=edge.control.clock.now() + 0.2, actor="ann", why="the same rate")
+        said = service.admission
+        eventually(lambda: said._limited_by is LimitedBy.OVERRIDE, "it decides the rate")
+        eventually(lambda: said._limited_by is LimitedBy.RATE, "it has ended, and the rate is the same")
+        limit = OperatorLimit("10.0.0.1", rate=5.0, weight=None, actor="ann", why="a test", since=0.0)
+        edge.store.restore_account_limits([limit], actor="test")
+        eventually(lambda: service.accounts.is_reporting, "the limit is known")
+        before = len(noted)
+        eventually(lambda: len(noted) > before + 3, "the limit's state is noted after each read")
 
 
 def test_a_taken_port_for_metrics_is_logged_and_events_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
