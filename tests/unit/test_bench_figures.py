@@ -29,10 +29,10 @@ class Measured:
             self._rounds += line["rounds"]
 
     def middle(self, digits: int = 2) -> str:
-        return f"{median(self._rounds):.{digits}f}"
+        return f"{median(self._rounds):,.{digits}f}"
 
     def spread(self, digits: int = 2) -> str:
-        return f"{min(self._rounds):.{digits}f} to {max(self._rounds):.{digits}f}"
+        return f"{min(self._rounds):,.{digits}f} to {max(self._rounds):,.{digits}f}"
 
 
 def goodput(file: str, state: str) -> str:
@@ -58,7 +58,17 @@ REFUSED_BODY, REFUSED_SINGLE, REFUSED_BY_HANDLER = (
     Measured("M4", what, "refusals-redis")
     for what in ("CPU of a 429 / a 202, bodies", "CPU of a 429 / a 202, single", "CPU of a single's 429")
 )
-DRAIN = Measured("M7", "rows/s of a drain", *(f"drain-redis-{number}" for number in (1, 2, 3)))
+DRAINS = tuple(f"drain-redis-{number}" for number in (1, 2, 3))
+SHORT_DRAINS = tuple(
+    Measured("M8", what, *DRAINS)
+    for what in ("drain / COPY with 100,000", "drain / COPY with 500,000", "drain / COPY of a backlog of 200,000")
+)
+MILLION, FIVE_MILLIONS, BACKLOG = (
+    Measured("M8", what, "drain-full-redis")
+    for what in ("drain / COPY with 1,000,000", "drain / COPY with 5,000,000", "drain / COPY of a backlog of 2,000,000")
+)
+DRAIN_ON_KAFKA = Measured("M7", "rows/s of a drain", "drain-kafka")
+DRAIN = Measured("M7", "rows/s of a drain", *DRAINS)
 BY_DAY, BY_DAY_STORED = (
     tuple(Measured(mark, what, "by-day-redis") for what in (first, "… / a drain into one table"))
     for mark, first in (("M7", "rows/s of a drain"), ("M8", "drain / COPY with 5,000,000"))
@@ -88,8 +98,8 @@ NO_KEY, CONNECTS, GROUPS, ONE = (
 )
 
 
-def joined(measured: tuple[Measured, ...]) -> tuple[str, str]:
-    return "; ".join(one.middle() for one in measured), "; ".join(one.spread() for one in measured)
+def joined(measured: tuple[Measured, ...], digits: int = 2) -> tuple[str, str]:
+    return "; ".join(one.middle(digits) for one in measured), "; ".join(one.spread(digits) for one in measured)
 
 
 # By the mark and the text of a row: what its cells of medians and of spreads say. "…": what an earlier run measured.
@@ -117,6 +127,11 @@ OF_RATIOS: Final = {
     ("M10", "frozen"): (f"{FROZEN.middle()}; {FROZEN_ON_KAFKA.middle()}", FROZEN.spread()),
     ("M10", "… until"): (f"{REPAIRED.middle(1)} s; {REPAIRED_ON_KAFKA.middle(0)} s", REPAIRED.spread(0)),
     ("M7", "rows/s of a drain"): (DRAIN.middle(), DRAIN.spread()),
+    ("M7", "on Kafka"): (DRAIN_ON_KAFKA.middle(), DRAIN_ON_KAFKA.spread()),
+    ("M8", "with 1 million"): (MILLION.middle(), MILLION.spread()),
+    ("M8", "with 5 million"): (FIVE_MILLIONS.middle(), FIVE_MILLIONS.spread()),
+    ("M8", "a backlog of 2 million"): (BACKLOG.middle(), ""),
+    ("M8", "100,000 rows; with"): joined(SHORT_DRAINS),
     ("M8", "5 million stored by day"): joined(BY_DAY_STORED),
     ("M8", "300,000 rows by day"): joined(BY_DAY),
     ("M12", "API keys"): joined(KEYS),
