@@ -7,12 +7,14 @@ hangs or has ended, nothing is known, and the scheduler reads by itself at each 
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.flow.lag import lag_by_partition
+from pipeline.follower import read_not_before
 from pipeline.loops import Loop
 from pipeline.names import LoopName
 from pipeline.ports.control import ControlStore, PauseState
@@ -27,8 +29,12 @@ _REST_SECONDS: Final = 3.0  # after an error, and while records wait in the log:
 POSITIONS_SECONDS: Final = 10.0
 
 
-class _Watch:
-    """A thread that repeats a look."""
+class _Watch(ABC):
+    """A thread that repeats a look.
+
+    What a wait has found counts from the earliest time at which the server may have read it. If this process was
+    frozen, the answer may have lain in its socket since.
+    """
 
     def __init__(self, clock: Clock, name: str) -> None:
         self._clock = clock
@@ -44,9 +50,9 @@ class _Watch:
         """Let the thread end after its wait."""
         self._stopping.set()
 
+    @abstractmethod
     def look(self) -> bool:
         """Look once, which may wait; returns whether the next look may follow at once."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -75,8 +81,12 @@ class PausesWatch(_Watch):
         """Wait for an event, and read the pauses."""
         try:
             seconds = WAIT_SECONDS if self._position else 0.0  # the position first: no event after it is missed
+            asked_at = self._clock.monotonic()
             self._position, state = self._store.pause_state_after(self._position, wait_seconds=seconds)
-            self._found = self._clock.monotonic(), self._store.pause_state() if state is None else state
+            read_at = read_not_before(asked_at, self._clock.monotonic(), seconds)
+            if state is None:
+                read_at, state = self._clock.monotonic(), self._store.pause_state()
+            self._found = read_at, state
         except SluiceError as error:
             _logger.debug("the pauses are unknown: %s", error)
             self._found = None
@@ -104,6 +114,7 @@ class LogWatch(_Watch):
         try:
             if self._ends is None or self._clock.monotonic() - self._read_at >= POSITIONS_SECONDS:
                 self._ends = self._stored_ends()
+            asked_at = self._clock.monotonic()
             if self._ends is None or self._log.ready(self._ends, wait_seconds=WAIT_SECONDS):
                 self._ends = self._quiet_at = None
                 return False
@@ -111,15 +122,15 @@ class LogWatch(_Watch):
             _logger.debug("whether records wait in the event log is unknown: %s", error)
             self._ends = self._quiet_at = None
             return False
-        self._quiet_at = self._clock.monotonic()
+        self._quiet_at = read_not_before(asked_at, self._clock.monotonic(), WAIT_SECONDS)
         return True
 
     def _stored_ends(self) -> Mapping[int, int] | None:
         """The ends of all partitions; None if one has records that are not stored, or does not answer."""
+        self._read_at = self._clock.monotonic()
         partitions = self._log.identity().partitions
         positions = self._log.positions()
         lags = lag_by_partition(positions, None)
-        self._read_at = self._clock.monotonic()
         if lags is None or len(lags) < partitions or any(lags.values()):
             return None
         self._quiet_at = self._read_at

@@ -24,6 +24,7 @@ class Store(MemoryControlStore):
         self.clock = clock
         self.trips = 0
         self.is_away = False
+        self.frozen_seconds = 0.0  # of this process, when the answer is in its socket
 
     def pause_state(self) -> PauseState:
         self.trips += 1
@@ -37,7 +38,7 @@ class Store(MemoryControlStore):
             raise StoreUnavailableError("no answer")
         newest, state = super().pause_state_after(position, wait_seconds=0.0)
         if state is not None:
-            self.clock.advance(wait_seconds)
+            self.clock.advance(wait_seconds + self.frozen_seconds)
         return newest, state
 
 
@@ -49,6 +50,7 @@ class Log(MemoryLog):
         self.clock = clock
         self.trips = 0
         self.is_away = False
+        self.frozen_seconds = 0.0  # as above
 
     def identity(self) -> LogIdentity:
         self.trips += 1
@@ -64,7 +66,7 @@ class Log(MemoryLog):
             raise LogUnavailableError("no answer")
         found = super().ready(offsets, wait_seconds=0.0)
         if not found:
-            self.clock.advance(wait_seconds)
+            self.clock.advance(wait_seconds + self.frozen_seconds)
         return found
 
 
@@ -180,3 +182,27 @@ def test_a_defect_of_a_look_is_no_end_of_the_thread(clock: ManualClock, monkeypa
     monkeypatch.setattr(watch._stopping, "wait", lambda _seconds: False)
     watch._run()
     assert looks == ["look", "look"]
+
+
+def test_pauses_that_lay_in_the_socket_of_a_frozen_process_are_not_known(clock: ManualClock) -> None:
+    # Given a process that is frozen while the answer to its wait is in its socket
+    store = Store(clock)
+    store.restore([], actor="controller")
+    watch = PausesWatch(store, clock)
+    watch.look()
+    assert watch.look()
+    assert watch.state(clock.monotonic()) is not None
+    store.frozen_seconds = 60.0
+    watch.look()
+    # Then they may be a minute old: the scheduler reads them itself
+    assert watch.state(clock.monotonic()) is None
+
+
+def test_a_log_that_was_quiet_before_a_freeze_is_not_known_to_be(clock: ManualClock) -> None:
+    log = Log(clock)
+    watch = LogWatch(log, clock)
+    assert watch.look()
+    assert watch.is_quiet(clock.monotonic())
+    log.frozen_seconds = 60.0
+    watch.look()
+    assert not watch.is_quiet(clock.monotonic())
