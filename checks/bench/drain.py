@@ -10,7 +10,7 @@ import contextlib
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ import uuid_utils
 from checks.bench.machine import Options, started
 from checks.bench.process import cpu_seconds, own_cpu_seconds
 from checks.bench.table import Line, at_least, ratios
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -39,6 +40,7 @@ APPEND_AT_ONCE: Final = 1000
 PIECE_ROWS: Final = 100_000  # made, sent and discarded together
 TRIED_ROWS: Final = 100_000  # stored twice in each round of M8: few, so that the table keeps about its stated size
 FULL_ROUNDS_MAX: Final = 3  # of M8 with --full
+SHORT_ROUNDS: Final = 3  # of M8 without it, for each round of the others: one stall of 0.2 s halves a drain of 0.4 s
 _SIZES: Final = """
 WITH tables AS (
     SELECT 'log_events'::regclass AS oid UNION SELECT 'event_ids' UNION
@@ -74,17 +76,27 @@ def pieces(count: int) -> Iterator[list[bytes]]:
 
 
 @contextlib.contextmanager
-def fresh_database(server: Server, settings: Settings, *, by_day: bool = False) -> Iterator[Settings]:
-    """An empty, migrated database. A checkpoint before it keeps one round's writes out of the next round's time."""
+def fresh_database(
+    server: Server, settings: Settings, *, by_day: bool = False, copied_from: Settings | None = None
+) -> Iterator[Settings]:
+    """An empty, migrated database, or a copy of another one.
+
+    A checkpoint before it keeps one round's writes out of the next round's time.
+    """
     name = f"bench_{uuid.uuid4().hex}"
     with contextlib.closing(psycopg2.connect(server.url)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name}")
-            fresh = replace(settings, database_url=server.url.rpartition("/")[0] + f"/{name}")
-            migrate(fresh)
-            if by_day:
-                PostgresSchema(fresh).partition_by_day()
+            place = server.url.rpartition("/")[0]
+            fresh = replace(settings, database_url=f"{place}/{name}")
+            if copied_from is not None:
+                template = copied_from.database_url.removeprefix(f"{place}/")
+                cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+            else:
+                cursor.execute(f"CREATE DATABASE {name}")
+                migrate(fresh)
+                if by_day:
+                    PostgresSchema(fresh).partition_by_day()
             cursor.execute("CHECKPOINT")
             yield fresh
             cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -189,6 +201,10 @@ class Rates:
         return {**vars(self), **more}
 
 
+# The database of one turn: the given one, or a copy of it.
+Turn = Callable[[Settings], contextlib.AbstractContextManager[Settings]]
+
+
 class Bench:
     """The servers, and the measurements on them."""
 
@@ -196,7 +212,8 @@ class Bench:
         self._by_day = options.by_day
         self._postgres = started(stack, postgres_server(home, free_port()))
         self._control = started(stack, redis_server(home, free_port(), is_log=False, maxmemory="256mb"))
-        if options.log == "kafka":
+        self._is_redis_log = options.log == "redis"
+        if not self._is_redis_log:
             self._log_server = started(stack, kafka_server(home, free_port(), free_port()))
         else:
             self._log_server = started(stack, redis_server(home, free_port(), is_log=True, maxmemory="8gb"))
@@ -224,6 +241,10 @@ class Bench:
         with fresh_database(self._postgres, settings, by_day=self._by_day and not in_one_table) as fresh:
             yield fresh
 
+    def copy_of(self, database: Settings) -> contextlib.AbstractContextManager[Settings]:
+        """A copy of a filled database, so that each turn finds as many rows as the others."""
+        return fresh_database(self._postgres, database, copied_from=database)
+
     @contextlib.contextmanager
     def filled_log(self, settings: Settings, some: Iterable[list[bytes]]) -> Iterator[None]:
         """A log with these records, until the block ends."""
@@ -232,7 +253,26 @@ class Bench:
             for records in some:
                 for first in range(0, len(records), APPEND_AT_ONCE):
                     log.append([(PARTITION, value) for value in records[first : first + APPEND_AT_ONCE]])
+        self._rewrite_log_file()
         yield
+
+    def _rewrite_log_file(self) -> None:
+        """Let Redis rewrite its append-only file now, and wait for the end.
+
+        Otherwise it does that by itself soon after the log was filled: its child then takes a core from what is
+        measured, and its fork stops the server.
+        """
+        if not self._is_redis_log:
+            return
+        with redis.Redis.from_url(self._log_server.url) as client:
+
+            def is_at_rest() -> bool:
+                facts = client.info("persistence")
+                return not facts["aof_rewrite_in_progress"] and not facts["aof_rewrite_scheduled"]
+
+            wait_until(is_at_rest, "end of the rewrite of the append-only file that Redis began")
+            client.bgrewriteaof()
+            wait_until(is_at_rest, "end of the rewrite of the append-only file")
 
     def control_commands(self) -> int:
         """Commands that the control Redis has run since its start, including those in scripts."""
@@ -308,7 +348,7 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
     elif options.by_day:
         stored, backlog = stored[-1:], 0  # two tables have to be filled
     reduced = "" if options.full else " (not the goal's size: --full has it)"
-    rounds = min(options.rounds, FULL_ROUNDS_MAX) if options.full else options.rounds
+    rounds = min(options.rounds, FULL_ROUNDS_MAX) if options.full else options.rounds * SHORT_ROUNDS
     lines = []
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(bench.database(bench.settings()))
@@ -320,10 +360,12 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
             plain_copy(database, pieces(wanted - there))
             if in_one_table is not None:
                 plain_copy(in_one_table, pieces(wanted - there_in_one_table))
-            rates, others = _rounds_at(bench, database, in_one_table, rounds)
-            there = wanted + len(rates.drain) * 2 * TRIED_ROWS
-            there_in_one_table = wanted + len(others.drain) * TRIED_ROWS
-            size = sizes_of(database)
+            turn = contextlib.nullcontext if options.full else bench.copy_of
+            rates, others, size = _rounds_at(bench, database, in_one_table, turn, rounds)
+            there = there_in_one_table = wanted
+            if options.full:
+                there += len(rates.drain) * 2 * TRIED_ROWS
+                there_in_one_table += len(others.drain) * TRIED_ROWS
             what = f"drain / COPY with {wanted:,} stored{reduced}"
             lines += [
                 Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size)),
@@ -334,20 +376,27 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
     return lines
 
 
-def _rounds_at(bench: Bench, database: Settings, in_one_table: Settings | None, rounds: int) -> tuple[Rates, Rates]:
+def _rounds_at(
+    bench: Bench, database: Settings, in_one_table: Settings | None, turn: Turn, rounds: int
+) -> tuple[Rates, Rates, dict[str, int]]:
     """COPY and drain in turns into the existing table, and a drain into the other one if there is one.
 
-    Each makes it at most some percent larger. Returns the rates of both tables.
+    Each makes it at most some percent larger, or works on a copy of it. Returns the rates of both tables, and the size
+    of the first one after the last drain.
     """
-    rates, others = Rates(), Rates()
+    rates, others, size = Rates(), Rates(), {}
     for _ in range(rounds):
-        _checkpoint(database)
-        rates.copy.append(TRIED_ROWS / plain_copy(database, [records_of(0, TRIED_ROWS)]))
-        _drain_into(bench, database, rates)
+        with turn(database) as mine:
+            _checkpoint(mine)
+            rates.copy.append(TRIED_ROWS / plain_copy(mine, [records_of(0, TRIED_ROWS)]))
+        with turn(database) as mine:
+            _drain_into(bench, mine, rates)
+            size = sizes_of(mine)
         if in_one_table is not None:
-            _checkpoint(in_one_table)
-            _drain_into(bench, in_one_table, others)
-    return rates, others
+            with turn(in_one_table) as mine:
+                _checkpoint(mine)
+                _drain_into(bench, mine, others)
+    return rates, others, size
 
 
 def _checkpoint(database: Settings) -> None:
