@@ -58,6 +58,46 @@ REFUSED_BODY, REFUSED_SINGLE, REFUSED_BY_HANDLER = (
     Measured("M4", what, "refusals-redis")
     for what in ("CPU of a 429 / a 202, bodies", "CPU of a 429 / a 202, single", "CPU of a single's 429")
 )
+EDGES = "edges-redis"
+CLIENT, ADAPTER = (Measured("M2", what, EDGES) for what in ("events in bodies of 100 / the log's", "… / our own"))
+DECISION, LEVELS, SHARES, ABOVE_SHARE = (
+    Measured("M3", what, EDGES)
+    for what in (
+        "one decision on leases",
+        "one decision with levels /",
+        "one decision with levels and shares /",
+        "one decision about an account",
+    )
+)
+SCRIPT, SLIDING, MOVING, LIMITS, THROTTLED, THROTTLED_ON_REDIS = (
+    Measured("M3", what, EDGES)
+    for what in (
+        "a Redis script a request",
+        "limits, in memory (sliding",
+        "limits, in memory (moving",
+        "limits, on Redis",
+        "throttled-py, in memory",
+        "throttled-py, on Redis",
+    )
+)
+OTLP, PROTOBUF, BULK, LOKI, LOKI_PROTOBUF, LOKI_METADATA, LOKI_METADATA_PROTOBUF, HEC, LINES = (
+    Measured("M11", f"CPU a record, bodies of 100: {what} /", EDGES)
+    for what in (
+        "OTLP/JSON",
+        "OTLP/protobuf",
+        "bulk",
+        "Loki, JSON",
+        "Loki, protobuf",
+        "Loki, JSON with metadata",
+        "Loki, protobuf with metadata",
+        "HEC",
+        "lines",
+    )
+)
+SINGLES = tuple(
+    Measured("M11", f"CPU a record, one record a body: {what} /", EDGES)
+    for what in ("OTLP/JSON", "OTLP/protobuf", "bulk", "HEC", "lines", "GELF")
+)
 DRAINS = tuple(f"drain-redis-{number}" for number in (1, 2, 3))
 SHORT_DRAINS = tuple(
     Measured("M8", what, *DRAINS)
@@ -107,6 +147,15 @@ OF_RATIOS: Final = {
     ("M1", "/ bare Sanic"): (BARE.middle(), BARE.spread()),
     ("M1", "with our group commit"): (GROUP_COMMIT.middle(1), GROUP_COMMIT.spread(1)),
     ("M1", "with one append per request"): (ONE_APPEND.middle(0), ONE_APPEND.spread(0)),
+    ("M2", "standard client"): (CLIENT.middle(1), CLIENT.spread(1)),
+    ("M2", "our own adapter"): (ADAPTER.middle(), ADAPTER.spread()),
+    ("M3", "one decision on leases"): (f"{DECISION.middle(0)} ns", DECISION.spread(0)),
+    ("M3", "one Redis script"): (SCRIPT.middle(0), SCRIPT.spread(0)),
+    ("M3", "`limits`"): (f"{MOVING.middle(0)} to {SLIDING.middle(0)}, {LIMITS.middle(0)}", ""),
+    ("M3", "`throttled-py`"): (f"{THROTTLED.middle(0)}, {THROTTLED_ON_REDIS.middle(0)}", ""),
+    ("M3", "a decision with levels /"): (LEVELS.middle(), LEVELS.spread()),
+    ("M3", "a decision with levels and shares"): (SHARES.middle(), SHARES.spread()),
+    ("M3", "above its share"): (ABOVE_SHARE.middle(0), ABOVE_SHARE.spread(0)),
     ("M4", "a 202, bodies of 100"): (REFUSED_BODY.middle(3), REFUSED_BODY.spread(3)),
     ("M4", "a 202, single events"): (REFUSED_SINGLE.middle(), REFUSED_SINGLE.spread()),
     ("M4", "the same by a handler"): (REFUSED_BY_HANDLER.middle(), REFUSED_BY_HANDLER.spread()),
@@ -134,6 +183,16 @@ OF_RATIOS: Final = {
     ("M8", "100,000 rows; with"): joined(SHORT_DRAINS),
     ("M8", "5 million stored by day"): joined(BY_DAY_STORED),
     ("M8", "300,000 rows by day"): joined(BY_DAY),
+    ("M11", "OTLP, JSON"): (OTLP.middle(1), OTLP.spread(1)),
+    ("M11", "OTLP, protobuf"): (PROTOBUF.middle(1), PROTOBUF.spread(1)),
+    ("M11", "bulk"): (BULK.middle(1), BULK.spread(1)),
+    ("M11", "Loki, JSON; protobuf"): joined((LOKI, LOKI_PROTOBUF)),
+    ("M11", "Loki with metadata"): joined((LOKI_METADATA, LOKI_METADATA_PROTOBUF), 1),
+    ("M11", "HEC; lines"): joined((HEC, LINES), 1),
+    ("M11", "one record a body"): (
+        "{}, {}; {}; {}; {}; {}".format(*(one.middle(1) for one in SINGLES)),
+        "",
+    ),
     ("M12", "API keys"): joined(KEYS),
     ("M12", "… TLS:"): joined(TLS),
     ("M12", "… TLS with certificates"): joined(CLIENTS),
