@@ -31,6 +31,8 @@ LOOK_BACK_ENTRIES_MAX: Final = 120  # entries in one read of the history; the fi
 IDENTITY_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 5.0  # after the last response to a request with events, this process counts as quiet
 ENTRY_SHARE: Final = 0.9  # of the period: an entry that is late does not keep the next one away
+# Between two seconds that a writer without the lags leaves to another process. Alone, it loses one entry each time.
+OFFER_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Recorder:
         self._loop = loop
         self._is_unavailable = False
         self._writes = True  # this process adds the next entry; see `_add`
+        self._offered_at: float | None = None  # when it last left its entry to others; None: it has read the log since
         self._lookout = Lookout(settings)  # used on the thread
         self._identity: tuple[float, LogIdentity] | None = None  # of the log, and when it was read; None: unknown
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
@@ -158,11 +161,12 @@ class Recorder:
         entry for a period takes its place. The store refuses a second entry of one second.
         """
         try:
-            seen = sample | self._positions() if self._writes else None
-            self._writes = self._exchange(counts, seen)
-            if self._writes and seen is None:
-                seen = sample | self._positions()
-                self._writes = self._exchange(dict.fromkeys(counts, 0), seen)
+            seen = self._entry(sample) if self._writes else None
+            is_alone = self._exchange(counts, seen)
+            if is_alone and not self._writes:
+                seen = self._entry(sample)
+                is_alone = seen is not None and self._exchange(dict.fromkeys(counts, 0), seen)
+            self._writes = is_alone and seen is not None
         except StoreUnavailableError as error:
             if not self._is_unavailable:
                 self._is_unavailable = True
@@ -171,6 +175,20 @@ class Recorder:
             return sample | self._positions()
         self._is_unavailable = False
         return seen
+
+    def _entry(self, sample: dict[str, Any]) -> dict[str, Any] | None:
+        """A sample with the lags; None: another process may know them, and is to write this entry.
+
+        Without the lags, this process leaves one entry to others, and writes if none of them did. It does so again
+        every OFFER_SECONDS: another process may reach the log by then.
+        """
+        now, positions = self._clock.monotonic(), self._positions()
+        if positions:
+            self._offered_at = None
+        elif self._offered_at is None or now - self._offered_at >= OFFER_SECONDS:
+            self._offered_at = now
+            return None
+        return sample | positions
 
     def _exchange(self, counts: dict[str, int], sample: dict[str, Any] | None) -> bool:
         """Write, and read the new entries of all processes. Returns whether no other process writes the entries."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.waiting import eventually
-from ingest.dashboard.recorder import IDENTITY_SECONDS, QUIET_SECONDS, Recorder, SystemReaders
+from ingest.dashboard.recorder import IDENTITY_SECONDS, OFFER_SECONDS, QUIET_SECONDS, Recorder, SystemReaders
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
@@ -74,6 +74,7 @@ class _Rig:
         self.server = MemoryServer(self.clock)
         self.history = MemoryHistory(self.server)
         self.reads: list[str] = []
+        self.cut_off: set[str] = set()  # processes that can't reach the log
 
     def process(self, name: str) -> Recorder:
         log: Any = Log()
@@ -81,6 +82,8 @@ class _Rig:
 
         def counted() -> list[PartitionPosition]:
             self.reads.append(name)
+            if name in self.cut_off:
+                raise LogUnavailableError("the event log (Redis) can't be reached")
             return list(positions())
 
         log.positions = counted
@@ -117,6 +120,53 @@ def test_one_process_writes_the_history_and_another_follows_when_it_ends() -> No
     assert rig.writers()[before:] == ["one"] * 3
     for recorder in (one, two):
         recorder.close()
+
+
+def _seconds(rig: _Rig, number: int, **recorders: Recorder) -> list[tuple[str, bool]]:
+    """Let each process write its seconds, one a little after the other. Returns the new entries: by whom, with lags."""
+    before = len(rig.writers())
+    for _ in range(number):
+        for name, recorder in recorders.items():
+            rig.second(recorder, name)
+            rig.clock.advance(0.1)
+        rig.clock.advance(1.0 - 0.1 * len(recorders))
+    entries = list(rig.history.since("", entries_max=1000))[before:]
+    return [(entry.sample["by"], "lags" in entry.sample) for entry in entries]
+
+
+def test_a_writer_that_can_not_reach_the_log_hands_over_to_a_process_that_can() -> None:
+    # Given two processes, of which one writes
+    rig = _Rig()
+    one, two = rig.process("one"), rig.process("two")
+    assert _seconds(rig, 3, one=one, two=two) == [("one", True)] * 3
+    # When only that one loses the log, then the other one writes in the same second, and goes on alone
+    rig.cut_off.add("one")
+    rig.reads.clear()
+    assert _seconds(rig, 3, one=one, two=two) == [("two", True)] * 3
+    assert rig.reads == ["one", "two", "two", "two"]
+    # When none of them has the log, then one entry is missing, and one of them writes those after it
+    rig.cut_off.add("two")
+    assert _seconds(rig, 4, one=one, two=two) == [("one", False)] * 3
+    # When the other one has it again, then it writes after some seconds
+    rig.cut_off.remove("two")
+    found = _seconds(rig, int(OFFER_SECONDS) + 1, one=one, two=two)
+    assert found[-2:] == [("two", True)] * 2
+    assert len(found) >= OFFER_SECONDS
+    for recorder in (one, two):
+        recorder.close()
+
+
+def test_a_process_alone_writes_without_the_log() -> None:
+    # Given a process that can't reach the log
+    rig = _Rig()
+    rig.cut_off.add("one")
+    one = rig.process("one")
+    # Then it leaves one entry in many seconds to others, and no more
+    assert _seconds(rig, int(OFFER_SECONDS) + 3, one=one) == [("one", False)] * (int(OFFER_SECONDS) + 1)
+    # And it writes each second once it has the log
+    rig.cut_off.clear()
+    assert _seconds(rig, int(OFFER_SECONDS) + 3, one=one) == [("one", True)] * (int(OFFER_SECONDS) + 3)
+    one.close()
 
 
 def test_a_second_of_history_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
