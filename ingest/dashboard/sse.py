@@ -101,6 +101,8 @@ class Reader:
         points = self._shown(sources.health.wall, local)
         status = page_document(sources)
         identity = self._last.id if self._last is not None else ""
+        if points and points[-1].t < self._sent_at:  # the clock was set back
+            self._sent_at = points[-1].t - PERIOD_SECONDS
         news = [point.row() for point in points if point.t > self._sent_at]
         self._sent_at = points[-1].t if points else self._sent_at
         tick = {"status": status, "points": news} | ({"events": self._told} if are_new else {})
@@ -130,6 +132,8 @@ class Reader:
         position = self._last.id if self._last is not None else ""
         entries = self._history.since(position, entries_max=HISTORY_ENTRIES_MAX)
         for entry in entries:
+            while self._points and self._points[-1].t > entry.at:  # the clock was set back: these are in the future
+                self._points.pop()
             self._points.append(next_point(self._last, entry))
             self._last = entry
 

@@ -13,14 +13,18 @@ for i = 7, #ARGV, 2 do
   if ARGV[i + 1] ~= '0' then redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-local is_due = ARGV[1] ~= ''
-if is_due and ARGV[6] ~= '0' then
-  local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-  if newest then
-    local time = redis.call('TIME')
-    local age = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(string.match(newest[1], '^%d+'))
-    is_due = age < 0 or age >= tonumber(ARGV[6])  -- below 0: the clock was set back
+local is_due, is_behind, now = ARGV[1] ~= '', false, nil
+local newest = is_due and redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if newest then
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local written_at = tonumber(string.match(newest[1], '^%d+'))
+  is_behind = now < written_at
+  for i = 1, #newest[2], 2 do
+    if newest[2][i] == 't' then written_at = tonumber(newest[2][i + 1]) end
   end
+  local age = now - written_at
+  is_due = age < 0 or age >= tonumber(ARGV[6])  -- below 0: the clock was set back since
 end
 if is_due then
   local totals = redis.call('HMGET', KEYS[1], unpack(names))
@@ -35,6 +39,11 @@ if is_due then
   if string.find(protocols, '[1-9]') then
     entry[#entry + 1] = 'p'
     entry[#entry + 1] = protocols
+  end
+  -- The clock was set back: the new id is right behind the newest one, and does not have the time.
+  if is_behind then
+    entry[#entry + 1] = 't'
+    entry[#entry + 1] = string.format('%d', now)
   end
   redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[2], '*', unpack(entry))
   redis.call('PEXPIRE', KEYS[2], ARGV[3])

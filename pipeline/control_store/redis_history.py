@@ -85,7 +85,7 @@ def _readable_entry(position: str, fields: dict[str, str]) -> HistoryEntry | Non
 def _entry(position: str, fields: dict[str, str]) -> HistoryEntry:
     return HistoryEntry(
         id=position,
-        at=int(position.partition("-")[0]) / 1000,
+        at=int(fields.get("t") or position.partition("-")[0]) / 1000,
         counts=tuple(int(text) for text in fields["c"].split()),
         sample=json.loads(fields["s"]),
         levels=tuple(int(text) for text in fields.get("l", "").split()),

@@ -40,7 +40,7 @@ class HistoryEntry:
     order of PROTOCOL_COUNTS; empty if no process has used another protocol."""
 
     id: str  # position; opaque, ordered
-    at: float  # seconds since the epoch, by the store's clock
+    at: float  # seconds since the epoch, by the store's clock: it goes back if that clock is set back
     counts: tuple[int, ...]
     sample: dict[str, Any]
     levels: tuple[int, ...] = ()

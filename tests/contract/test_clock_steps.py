@@ -256,6 +256,27 @@ def test_without_ingest_a_publication_in_the_future_is_of_unknown_age(stepped: S
     assert _controllers_age(stepped, seen_seconds=None) is None
 
 
+# --- The history ----------------------------------------------------------------------------------------
+
+
+@both_ways
+def test_the_entry_of_a_second_is_written_once_whatever_the_clock_does(stepped: Stepped, seconds: float) -> None:
+    def write(name: str) -> bool:
+        added, _ = stepped.history.add_and_read({}, {"by": name}, after="", entries_max=1, age_seconds_min=60.0)
+        return added
+
+    # Given two processes, of which one has written the entry of this second
+    assert [write("one"), write("two")] == [True, False]
+    before = stepped.rig.store.state().time
+    # When the clock is stepped, then the next entry is written once
+    stepped.step(seconds)
+    assert [write("two"), write("one"), write("two")] == [True, False, False]
+    # And has the time of the clock as it is now
+    newest = stepped.history.since("", entries_max=10)[-1]
+    assert newest.sample == {"by": "two"}
+    assert -0.001 <= newest.at - before - seconds < BUSY_SECONDS  # its time is in whole milliseconds
+
+
 # --- A loss of the event log ------------------------------------------------------------------------------
 
 

@@ -142,6 +142,21 @@ def test_the_command_is_copied_as_it_is(browser: Browser, edge: RunningIngest) -
     assert seen.page.evaluate("document.activeElement === document.querySelector('#look button')")
 
 
+def test_charts_go_on_when_the_clock_was_set_back(browser: Browser, edge: RunningIngest) -> None:
+    # Given charts of a minute
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY, points=POINTS)
+    times = "charts.rows().map((row) => row[0])"
+    assert len(seen.page.evaluate(times)) == len(POINTS)
+    # When the next seconds come by a clock that was set back, then they are drawn in place of those in the future
+    place, later = COLUMNS.index("t"), [[NOW - 39.5 + number, *POINTS[0][1:]] for number in range(3)]
+    seen.page.evaluate("(rows) => charts.add(rows)", later)
+    before = [one[place] for one in POINTS[:20]]
+    assert seen.page.evaluate(times) == [*before, *(row[place] for row in later)]
+    # And a second that is known already is not drawn twice
+    seen.page.evaluate("(rows) => charts.add(rows)", later[1:])
+    assert len(seen.page.evaluate(times)) == 23
+
+
 def test_a_healthy_system_has_nothing_to_do(browser: Browser, edge: RunningIngest) -> None:
     seen = Reading(browser, edge, **WIDE).show(HEALTHY)
     assert seen.text("#headline").startswith("All is well")

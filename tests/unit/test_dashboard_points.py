@@ -1,9 +1,18 @@
 """What the charts draw, from entries of the history and from one process' own view."""
 
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from ingest.dashboard.points import COLUMNS, Point, merged, next_point
+from ingest.dashboard.sse import Reader
+from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlEvents, MemoryServer
+from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.ports.history import COUNTS, HistoryEntry
+from pipeline.settings import Settings
 
 
 def entry(at: float, *, consumed: int | None = 0, **counts: int) -> HistoryEntry:
@@ -60,3 +69,32 @@ def test_own_points_fill_the_holes_of_the_history() -> None:
     assert [point.t for point in merged(history, own)][-1] == pytest.approx(11.3)
     assert merged([], own) == own
     assert merged(history, []) == history
+
+
+def test_charts_go_on_while_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a page that shows a history
+    monkeypatch.setattr("ingest.dashboard.sse.page_document", lambda _sources: {})
+    clock, none = ManualClock(), MemoryServer()
+    history = MemoryHistory(MemoryServer(clock))
+    reader = Reader(history, MemoryControlEvents(Settings(), none))
+
+    def second() -> tuple[list[float], list[float]]:
+        """The times of the new points, and of all that a new page gets, after another second."""
+        clock.advance(1.0)
+        history.add({}, {})
+        sources: Any = SimpleNamespace(health=SimpleNamespace(wall=clock.now()))
+        frame = reader.frame(sources, [], for_new=True)
+        assert frame.snapshot is not None
+        documents = [json.loads(text.rpartition(b"data: ")[2]) for text in (frame.tick, frame.snapshot)]
+        new, shown = ([point[0] for point in document["points"]] for document in documents)
+        return new, shown
+
+    begin = [second() for _ in range(20)][-1][1]
+    assert len(begin) == 20
+    # When the clock is set back, then each second has its point, and none is in the future
+    clock.step(-10.0)
+    found = [second() for _ in range(5)]
+    now = round(clock.now(), 2)
+    assert [new[-1] for new, _ in found] == [now - 4, now - 3, now - 2, now - 1, now]
+    assert found[-1][1] == sorted(found[-1][1])
+    assert found[-1][1][-1] == now

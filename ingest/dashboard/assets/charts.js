@@ -71,7 +71,11 @@ const charts = (() => {
   // A row of nulls fills a gap in the history, so that no line crosses the gap.
   function add(rows) {
     for (const row of rows) {
-      const last = state.rows[state.rows.length - 1];
+      let last = state.rows[state.rows.length - 1];
+      if (last && row[0] < last[0] - GAP_SECONDS) { // the clock was set back: what was drawn after this is in the future
+        state.rows = state.rows.filter((one) => one[0] < row[0]);
+        last = state.rows[state.rows.length - 1];
+      }
       if (last && row[0] <= last[0]) continue;
       if (last && row[0] - last[0] > GAP_SECONDS) {
         state.rows.push([last[0] + 1, ...Array(state.columns.length - 1).fill(null)]);
