@@ -45,7 +45,7 @@ class IngestProtocol(HttpProtocol):
 
     __slots__ = (
         "_arrival", "_context", "_expiry_timer", "_is_one_way", "_is_reading_paused", "_refused_left",
-        "_refused_timer", "_rejections", "client", "codecs", "cors", "is_ending", "limits", "verified",
+        "_refused_timer", "_rejections", "client", "codecs", "cors", "has_waited", "is_ending", "limits", "verified",
     )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
@@ -60,6 +60,7 @@ class IngestProtocol(HttpProtocol):
         self._arrival: asyncio.Future[None] | None = None  # the task of the connection waits for bytes
         self._is_reading_paused = False
         self.request_handler = self._handle
+        self.has_waited = False
         self.is_ending = False  # after its current request; also if the head of that is still coming
         self._is_one_way = False  # the request in progress is of such a protocol
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
@@ -158,6 +159,7 @@ class IngestProtocol(HttpProtocol):
             self.transport.resume_reading()
         self._arrival = self.loop.create_future()
         await self._arrival
+        self.has_waited = True
 
     def end(self) -> None:
         """Close the connection: at once if it is idle, else after the response to its request."""

@@ -11,6 +11,8 @@ The behaviour of Sanic 25.12, and the behaviour here:
   unread data, so the response may be lost. Here an unwanted body is discarded within a limit, or the connection is
   closed in two steps.
 - In Sanic, a client that sends requests but reads no responses holds its task forever. Here writing has a limit too.
+- Sanic answers all requests that have arrived on a connection before any other connection gets a turn. A read may have
+  ten thousand of them, which took a second. Here each of them waits for its turn.
 - Sanic accepts any number of connections. Here they are bounded.
 - Sanic makes a request object of everything. Here early rejections come first (`ingest.http.early_rejection`), and a
   request with events has no such object: its fields are in a dict, since only a few of them are read.
@@ -85,6 +87,7 @@ class LimitedConnection(Protocol):
     cors: Cors | None
     limits: ConnectionLimits
     client: Client
+    has_waited: bool  # for bytes, since this was last set to False: so others had a turn
     is_ending: bool  # its current request is the last one
 
 
@@ -163,6 +166,10 @@ class IngestHttp(Http):
 
     async def http1_request_header(self) -> None:
         """Receive the head and make a request of it. Raises BadRequest, HeadTooLargeError."""
+        connection = self._connection
+        if not connection.has_waited:  # the request came with the one before: other connections come first
+            await asyncio.sleep(0)
+        connection.has_waited = False
         buffer = self.recv_buffer
         if buffer.startswith(b"\r\n"):
             _remove_empty_lines(buffer)
