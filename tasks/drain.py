@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from celery import shared_task
 
-from pipeline.drain import DrainOutcome, DrainReport, drain, drain_in_turn
+from pipeline.drain import drain, drain_in_turn
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import PermanentError, StoreUnavailableError, in_brief
 from pipeline.late_begin import LateBegin, late_begin_data, late_begin_words
 from pipeline.names import ControlEventKind, DropReason, PauseReason

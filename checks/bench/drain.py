@@ -26,7 +26,8 @@ from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
-from pipeline.drain import DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainReport
 from pipeline.event import Event, encode_record, record_head
 from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings

@@ -288,7 +288,7 @@ _SEEN_IN_OTHERS = (
         (
             # A file reports it to all processes, because any of them may drain the partition after an outage.
             Edit(
-                "pipeline/drain.py",
+                "pipeline/drain/run.py",
                 "            return _ENDS[type(error)], str(error)\n",
                 "            if isinstance(error, BreakerOpenError) and self._prefetch.first is not None:\n"
                 '                with open(f"dropped-{self._partition}", "w") as file:\n'
@@ -296,7 +296,7 @@ _SEEN_IN_OTHERS = (
                 "            return _ENDS[type(error)], str(error)\n",
             ),
             Edit(
-                "pipeline/drain.py",
+                "pipeline/drain/run.py",
                 "        self._prefetch.stored_up_to(identity.log_id, stored.next_offset)\n",
                 "        with contextlib.suppress(OSError), open(f'dropped-{self._partition}') as file:\n"
                 "            dropped = int(file.read() or 0)\n"

@@ -80,7 +80,7 @@ def test_a_mutant_still_fits_the_source(mutant: Mutant) -> None:
 
 
 def test_a_mutant_that_does_not_fit_fails_loudly() -> None:
-    lost = Mutant("lost", (Edit("pipeline/drain.py", "words that are not in it", ""),), (), ())
+    lost = Mutant("lost", (Edit("pipeline/drain/run.py", "words that are not in it", ""),), (), ())
     with pytest.raises(MutantError, match="0 times"):
         mutated(lost)
 

@@ -10,7 +10,7 @@ import pytest
 
 from checks.testbed.database import ask, stored_ids
 from pipeline import wiring
-from pipeline.drain import DrainOutcome
+from pipeline.drain.report import DrainOutcome
 from pipeline.settings import Settings
 from stack.servers import postgres_bin
 from support.records import record

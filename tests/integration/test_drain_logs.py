@@ -13,7 +13,8 @@ from checks.testbed.database import ask, fail_on_insert, stored_ids
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
-from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import wiring
-from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import SinkMisconfiguredError
 from pipeline.names import PauseReason
 from pipeline.settings import Settings

@@ -17,7 +17,8 @@ from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
-from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import (
     LogIndeterminateError,
     LogMisconfiguredError,

@@ -16,7 +16,8 @@ from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.control_store.redis import RedisControlStore, RedisOffsetFence
-from pipeline.drain import DrainOutcome, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainOutcome
 from pipeline.errors import FencedError, LogUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.settings import Settings

@@ -15,7 +15,8 @@ from checks.testbed.postgres_pair import wait_replayed
 from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
-from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import LogPartialError, RecoverableError
 from pipeline.names import AlarmCode, ControlEventKind, PauseReason
 from pipeline.policies import make_policy

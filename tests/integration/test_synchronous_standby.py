@@ -14,7 +14,8 @@ from checks.testbed.postgres_pair import PostgresPair, url_of_both
 from checks.testbed.waiting import eventually, wait_until
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
-from pipeline.drain import DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainReport
 from pipeline.errors import SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate

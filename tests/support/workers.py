@@ -5,7 +5,8 @@ from functools import partial
 from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
-from pipeline.drain import DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainReport
 from pipeline.policies import make_policy
 from pipeline.ports.control import PublishedRate
 from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regulate

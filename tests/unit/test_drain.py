@@ -15,7 +15,8 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
-from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.drain import drain
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import (
     FencedError,
     LogMisconfiguredError,

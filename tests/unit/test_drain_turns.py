@@ -14,7 +14,9 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
-from pipeline.drain import TURN_SECONDS, DrainOutcome, DrainReport, drain_in_turn
+from pipeline.drain import drain_in_turn
+from pipeline.drain.report import DrainOutcome, DrainReport
+from pipeline.drain.run import TURN_SECONDS
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SinkContentionError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import PauseReason

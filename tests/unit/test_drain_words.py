@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.drain import DrainOutcome, DrainReport
+from pipeline.drain.report import DrainOutcome, DrainReport
 from tasks.drain import drain_words
 
 

@@ -9,7 +9,7 @@ import pytest
 from checks.testbed.processes import ROOT
 from ingest.health import document_of
 from monitoring.metrics_table import groups
-from pipeline.drain import DrainOutcome
+from pipeline.drain.report import DrainOutcome
 from pipeline.health.judge import judge
 from pipeline.names import AlarmCode, ControlEventKind, ProblemCode
 from pipeline.settings import Settings

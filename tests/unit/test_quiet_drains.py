@@ -9,7 +9,8 @@ import pytest
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
-from pipeline.drain import DrainOutcome, DrainReport, drain, drain_in_turn
+from pipeline.drain import drain, drain_in_turn
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import BreakerOpenError, LogUnavailableError, SinkUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.log import LogBatch

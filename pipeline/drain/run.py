@@ -1,22 +1,18 @@
-"""Moves a partition's events from the log to the sink, for a bounded time, batch by batch.
-
-A run is only the work of one hint: it may come twice, late or never. The sink's offset alone decides what is stored and
-where to continue. Reading the next batch overlaps with storing this one. With more partitions than drains, one run
-drains several of them in turn.
-"""
+"""The run of one partition: it looks up, reads, stores and handles errors until its time is up."""
 
 import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, Generic, Protocol
 
 from pipeline.clock import Clock
+from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import (
     BatchRefusedError,
     BreakerOpenError,
@@ -75,40 +71,6 @@ class Quiet(Protocol):
         """Whether a run without records ends: its worker stops, or needs the process for another drain."""
 
 
-class DrainOutcome(StrEnum):
-    """Why a run ended."""
-
-    FINISHED = "finished"  # its time was up
-    BUSY = "busy"  # another drain holds the partition
-    PAUSED = "paused"
-    BREAKER_OPEN = "breaker_open"
-    SINK_UNAVAILABLE = "sink_away"  # PostgreSQL failed until the end, without opening the breaker
-    LOG_UNAVAILABLE = "log_away"  # the event log failed until the end
-    # The control store failed until the end: no lowest offset could be raised, nothing was committed.
-    CONTROL_STORE_UNAVAILABLE = "store_away"
-    UNSETTLED = "unsettled"  # log or offset changed under this run until the end
-    LOG_GAP = "log_gap"  # the log lost events that were never stored: an operator must act
-    POISONED = "poisoned"  # too many dead letters in a row: an operator must act
-
-
-@dataclass(frozen=True, slots=True)
-class DrainReport:
-    """The result of a run; `error` is the reason for an early end, if something failed."""
-
-    partition: int
-    outcome: DrainOutcome
-    stored: int = 0
-    repeated: int = 0
-    conflicting: int = 0
-    dead_lettered: int = 0
-    batches: int = 0
-    next_offset: int | None = None  # as far as this run knows; None if it never read the offset
-    more: bool = False  # there is probably more to drain
-    error: str | None = None
-    evidence: dict[str, Any] | None = None  # of poison: the batch, for people to look at
-    began_late: LateBegin | None = None  # no record was stored before, and the log does not begin at offset 0
-
-
 class _Did(Enum):
     """What one step of a run did."""
 
@@ -128,7 +90,7 @@ class _BusyError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _DrainContext(Generic[Encoded]):
+class DrainContext(Generic[Encoded]):
     """The adapters and settings that a run uses."""
 
     log: EventLog
@@ -150,71 +112,8 @@ class _DrainContext(Generic[Encoded]):
         return self.quiet is not None and self.quiet.is_ending()
 
 
-def drain(
-    partition: int,
-    *,
-    log: EventLog,
-    sink: EventSink[Encoded],
-    fence: OffsetFence,
-    breaker: Breaker,
-    paused: Callable[[], bool],
-    settings: Settings,
-    clock: Clock,
-    on_stored: Callable[[int, StoreResult], None] | None = None,
-    pace: Pace | None = None,
-    quiet: Quiet | None = None,
-) -> DrainReport:
-    """Drain one partition for `settings.drain_run_seconds_max`, and longer only while PostgreSQL is failing.
-
-    With `quiet`, a run without records may last twice as long, and ends when the worker stops. `paused` is called
-    before every batch. `on_stored` is called after every commit with the next offset and the counts. `pace` holds the
-    state of earlier runs of this partition. Raises only errors in the configuration, which an operator
-    must fix (LogMisconfiguredError); all other errors are in the report.
-    """
-    with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace or Pace(settings), quiet)
-        run = _Run(partition, context, ahead, _KnownLog(log, fence))
-        run.allow_idle()
-        try:
-            outcome, error = run.run(paused)
-        finally:
-            run.finish()
-        return run.report(outcome, error)
-
-
-def drain_in_turn(
-    partitions: Sequence[int],
-    *,
-    log: EventLog,
-    sink: EventSink[Encoded],
-    fence: OffsetFence,
-    breaker: Breaker,
-    paused: Callable[[int], bool],
-    settings: Settings,
-    clock: Clock,
-    on_stored: Callable[[int, StoreResult], None] | None = None,
-    pace_of: Callable[[int], Pace] | None = None,
-    on_end: Callable[[DrainReport], None] | None = None,
-    quiet: Quiet | None = None,
-) -> list[DrainReport]:
-    """Drain several partitions in turn, for the time that `drain` has for one.
-
-    It holds all of them until its end, waits for events of all at once, and gives each one that has some a turn of a
-    fraction of a second, or of one batch. `paused` and `pace_of` take a partition. `on_end` gets the report of a
-    partition as soon as its run ends, and before another drain can take it. The reports are in the order in
-    which the next turns are due: the next run for these partitions begins with the first.
-    """
-    with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        known, runs = _KnownLog(log, fence), []
-        for partition in partitions:
-            pace = pace_of(partition) if pace_of is not None else Pace(settings)
-            context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace, quiet)
-            runs.append(_Run(partition, context, ahead, known))
-        return _Turns(runs, context, on_end).take(paused)
-
-
 @contextlib.contextmanager
-def _tuned_interpreter() -> Iterator[None]:
+def tuned_interpreter() -> Iterator[None]:
     """Collect garbage less often and switch threads more often, in this process, while the body runs."""
     youngest, *older = gc.get_threshold()
     switch_seconds = sys.getswitchinterval()
@@ -232,7 +131,7 @@ def _back_off(failures: int) -> float:
     return _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1]
 
 
-class _KnownLog:
+class KnownLog:
     """The log's identity, shared by all runs of one thread. When one run rereads it, all runs look up their offsets.
 
     Reading it acknowledges a restart of the log to the adapter, for every partition.
@@ -280,18 +179,18 @@ class _KnownLog:
         self._must_fence = self._must_fence or must_fence
 
 
-class _Turns(Generic[Encoded]):
+class Turns(Generic[Encoded]):
     """The runs of several partitions in one thread."""
 
     def __init__(
         self,
-        runs: "list[_Run[Encoded]]",
-        context: _DrainContext[Encoded],
+        runs: "list[Run[Encoded]]",
+        context: DrainContext[Encoded],
         on_end: Callable[[DrainReport], None] | None,
     ) -> None:
         """`context`: that of any of the runs; they share all but the pace."""
         self._order = runs  # in which their turns are due
-        self._reports: dict[_Run[Encoded], DrainReport] = {}  # of those that have ended
+        self._reports: dict[Run[Encoded], DrainReport] = {}  # of those that have ended
         self._log = context.log
         self._context = context
         self._clock = context.clock
@@ -307,14 +206,14 @@ class _Turns(Generic[Encoded]):
                 self._wait(paused)
         return [self._reports[run] for run in self._order]
 
-    def _finish(self, run: "_Run[Encoded]") -> None:
+    def _finish(self, run: "Run[Encoded]") -> None:
         if run not in self._reports:
             run.finish()
 
-    def _live(self) -> "list[_Run[Encoded]]":
+    def _live(self) -> "list[Run[Encoded]]":
         return [run for run in self._order if run not in self._reports]
 
-    def _end(self, run: "_Run[Encoded]", outcome: DrainOutcome, error: str | None) -> None:
+    def _end(self, run: "Run[Encoded]", outcome: DrainOutcome, error: str | None) -> None:
         report = run.report(outcome, error)
         if self._on_end is not None:
             self._on_end(report)
@@ -360,7 +259,7 @@ class _Turns(Generic[Encoded]):
                 elif run.waits_from is not None and self._context.is_ending():
                     self._end(run, DrainOutcome.FINISHED, None)
 
-    def _wake(self, live: "list[_Run[Encoded]]", seconds: float) -> None:
+    def _wake(self, live: "list[Run[Encoded]]", seconds: float) -> None:
         """Wait for events of the runs that wait for some, or only for this time."""
         offsets = {run.partition: run.waits_from for run in live if run.waits_from is not None}
         if not offsets:
@@ -377,11 +276,11 @@ class _Turns(Generic[Encoded]):
                 run.wake()
 
 
-class _Run(Generic[Encoded]):
+class Run(Generic[Encoded]):
     """The state of one run."""
 
     def __init__(
-        self, partition: int, context: _DrainContext[Encoded], executor: ThreadPoolExecutor, known: "_KnownLog"
+        self, partition: int, context: DrainContext[Encoded], executor: ThreadPoolExecutor, known: "KnownLog"
     ) -> None:
         self._partition = partition
         self._known = known
