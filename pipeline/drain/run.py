@@ -1,10 +1,8 @@
 """The run of one partition: it looks up, reads, stores and handles errors until its time is up."""
 
 import contextlib
-import gc
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -43,12 +41,6 @@ _logger = logging.getLogger(__name__)
 # Waits between tries. Five failures of 2 s each plus the first four waits are below 12 s, the time within which a
 # frozen PostgreSQL must open the breaker.
 _BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.5)
-# Net new containers before the garbage collector runs; Python's default is 700. Each batch creates thousands of lists
-# for its records. They live as long as the batch and never form a cycle; scanning them took an eighth of the CPU.
-_GARBAGE_THRESHOLD: Final = 50_000
-# How long a thread may keep the interpreter while another one waits for it. The thread that feeds PostgreSQL needs it
-# briefly for each piece. With Python's default of 5 ms, PostgreSQL waits for data (docs/adr/drain-speed.md).
-_SWITCH_SECONDS: Final = 0.0005
 # After a lost connection, its backend may hold the partition's lock a moment longer.
 _BUSY_TRIES_MAX: Final = 6
 # Of a run for several partitions: the length of one partition's turn, which stores at least one batch if there is one.
@@ -110,20 +102,6 @@ class DrainContext(Generic[Encoded]):
     def is_ending(self) -> bool:
         """Whether a run without records is to end."""
         return self.quiet is not None and self.quiet.is_ending()
-
-
-@contextlib.contextmanager
-def tuned_interpreter() -> Iterator[None]:
-    """Collect garbage less often and switch threads more often, in this process, while the body runs."""
-    youngest, *older = gc.get_threshold()
-    switch_seconds = sys.getswitchinterval()
-    gc.set_threshold(max(youngest, _GARBAGE_THRESHOLD), *older)
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(youngest, *older)
-        sys.setswitchinterval(switch_seconds)
 
 
 def _back_off(failures: int) -> float:
