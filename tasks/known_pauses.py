@@ -67,7 +67,7 @@ class KnownPauses:
 
 
 class QuietWorker:
-    """What a worker process allows its drains while no records arrive; see `pipeline.drain.run.Quiet`."""
+    """What a worker process allows its drains while no records arrive; see `pipeline.drain.context.Quiet`."""
 
     def __init__(self, known: KnownPauses, breaker: SinkBreaker, settings: Settings, clock: Clock) -> None:
         self._known = known

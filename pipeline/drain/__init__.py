@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.clock import Clock
+from pipeline.drain.context import DrainContext, Quiet
 from pipeline.drain.interpreter import tuned_interpreter
 from pipeline.drain.known_log import KnownLog
 from pipeline.drain.report import DrainReport
-from pipeline.drain.run import DrainContext, Quiet, Run, Turns
+from pipeline.drain.run import Run, Turns
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import OffsetFence

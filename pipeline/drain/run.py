@@ -4,12 +4,11 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Final, Generic, Protocol
+from typing import Any, Final, Generic
 
-from pipeline.clock import Clock
+from pipeline.drain.context import DrainContext
 from pipeline.drain.known_log import KnownLog
 from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import (
@@ -29,13 +28,9 @@ from pipeline.errors import (
 )
 from pipeline.last_record import holds_another_record
 from pipeline.late_begin import LateBegin, late_begin_words
-from pipeline.pace import Pace
-from pipeline.ports.breaker import Breaker
-from pipeline.ports.control import OffsetFence
-from pipeline.ports.event_sink import Encoded, EventSink, StoredPosition, StoreResult
-from pipeline.ports.log import EventLog, LogBatch, LogIdentity
+from pipeline.ports.event_sink import Encoded, StoredPosition, StoreResult
+from pipeline.ports.log import LogBatch, LogIdentity
 from pipeline.prefetch import Piece, Prefetch
-from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
@@ -54,16 +49,6 @@ _IDLE_RUNS: Final = 2
 _HARD_RUNS_MIN: Final = 4
 
 
-class Quiet(Protocol):
-    """What a worker process allows its drains while no records arrive."""
-
-    def poll_seconds(self) -> float:
-        """How long one wait for records may last: after it, the run checks the pauses."""
-
-    def is_ending(self) -> bool:
-        """Whether a run without records ends: its worker stops, or needs the process for another drain."""
-
-
 class _Did(Enum):
     """What one step of a run did."""
 
@@ -80,29 +65,6 @@ _End = tuple[DrainOutcome, str | None]  # of a run, with the error
 
 class _BusyError(Exception):
     """Another drain holds the partition."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrainContext(Generic[Encoded]):
-    """The adapters and settings that a run uses."""
-
-    log: EventLog
-    sink: EventSink[Encoded]
-    fence: OffsetFence
-    breaker: Breaker
-    settings: Settings
-    clock: Clock
-    on_stored: Callable[[int, StoreResult], None] | None
-    pace: Pace
-    quiet: Quiet | None = None
-
-    def poll_seconds(self) -> float:
-        """How long one wait for records may last."""
-        return self.settings.drain_poll_seconds if self.quiet is None else self.quiet.poll_seconds()
-
-    def is_ending(self) -> bool:
-        """Whether a run without records is to end."""
-        return self.quiet is not None and self.quiet.is_ending()
 
 
 def _back_off(failures: int) -> float:
