@@ -13,7 +13,8 @@ from pipeline.drain.context import DrainContext, Quiet
 from pipeline.drain.interpreter import tuned_interpreter
 from pipeline.drain.known_log import KnownLog
 from pipeline.drain.report import DrainReport
-from pipeline.drain.run import Run, Turns
+from pipeline.drain.run import Run
+from pipeline.drain.turns import Turns
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import OffsetFence
