@@ -290,17 +290,21 @@ _SEEN_IN_OTHERS = (
             Edit(
                 "pipeline/drain/run.py",
                 "            return _ENDS[type(error)], str(error)\n",
-                "            if isinstance(error, BreakerOpenError) and self._prefetch.first is not None:\n"
+                "            first = self._transfer._prefetch.first\n"
+                "            if isinstance(error, BreakerOpenError) and first is not None:\n"
                 '                with open(f"dropped-{self._partition}", "w") as file:\n'
-                "                    file.write(str(self._prefetch.first[1].next_offset))\n"
+                "                    file.write(str(first.batch.next_offset))\n"
                 "            return _ENDS[type(error)], str(error)\n",
             ),
             Edit(
-                "pipeline/drain/run.py",
+                "pipeline/drain/transfer.py",
                 "        self._prefetch.stored_up_to(identity.log_id, stored.next_offset)\n",
-                "        with contextlib.suppress(OSError), open(f'dropped-{self._partition}') as file:\n"
-                "            dropped = int(file.read() or 0)\n"
+                "        try:\n"
+                "            with open(f'dropped-{self._partition}') as file:\n"
+                "                dropped = int(file.read() or 0)\n"
                 "            stored = type(stored)(max(stored.next_offset, dropped), None)\n"
+                "        except OSError:\n"
+                "            pass\n"
                 "        self._prefetch.stored_up_to(identity.log_id, stored.next_offset)\n",
             ),
             Edit(_QUERIES, _CAS, _CAS.replace("=", "<=")),
