@@ -34,8 +34,8 @@ from pipeline.errors import (
 )
 from pipeline.flow.age import Age
 from pipeline.log.redis_connection import OtherServerError, RedisConnection, RedisFacts, Wire
+from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.lua_script import read_script
-from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
     LogBatch,
@@ -92,9 +92,7 @@ class RedisStreamsLog:
         self._lowest_offsets = lowest_offsets
         self._clock = clock or SystemClock()
         self._loss_age = Age()
-        self._id_key = settings.key_prefix + KEY_LOG_ID
-        self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
-        self._ends_key = settings.key_prefix + KEY_LOG_ENDS
+        self._keys = RedisLogKeys(settings.key_prefix)
         folder = Path(__file__).parent
         self._append_script = read_script(folder, "append")
         self._confirm_script = read_script(folder, "confirm")
@@ -171,7 +169,7 @@ class RedisStreamsLog:
         known = [(p, lowest_offsets.get(p, 0), ends.get(p, 0)) for p in sorted(lowest_offsets.keys() | ends.keys())]
         connection.run(
             self._raise_script,
-            [self._id_key, self._ends_key, *self._stream_keys(identity.partitions)],
+            [self._keys.log_id, self._keys.ends, *self._keys.streams(identity.partitions)],
             [identity.log_id, identity.incarnation, *(str(number) for item in known for number in item)],
         )
 
@@ -182,7 +180,7 @@ class RedisStreamsLog:
         """
         with connection.connected() as wire:
             try:
-                facts, text = wire.ask_facts_and("GET", self._id_key)
+                facts, text = wire.ask_facts_and("GET", self._keys.log_id)
                 if facts.is_cluster:
                     raise LogMisconfiguredError(f"the event log (Redis) can't be used: EVENT_LOG_URL {NO_CLUSTER}")
                 if isinstance(text, RedisError):
@@ -190,16 +188,16 @@ class RedisStreamsLog:
                 if text is None:
                     # The number of partitions is part of the id, so it can't be lost or changed separately.
                     made = f"{uuid.uuid4().hex}.{self._settings.log_partitions}"
-                    if wire.call("SET", self._id_key, made, "NX") is not None:
+                    if wire.call("SET", self._keys.log_id, made, "NX") is not None:
                         self._created_log_id = made
-                    text = wire.call("GET", self._id_key)
+                    text = wire.call("GET", self._keys.log_id)
             except (RedisError, OSError) as error:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
         log_id = (text or b"").decode(errors="replace")
         count = log_id.rpartition(".")[2]
         if not count.isdecimal() or int(count) < 1:
             raise LogMisconfiguredError(
-                f"the event log (Redis) can't be used: its key {self._id_key!r} is not Sluice's: {log_id!r}"
+                f"the event log (Redis) can't be used: its key {self._keys.log_id!r} is not Sluice's: {log_id!r}"
             )
         return facts, LogIdentity(
             log_id,
@@ -243,12 +241,6 @@ class RedisStreamsLog:
             "the replicas of the event log's Redis: `redis-cli INFO replication` there and on its master",
             refuses_events=True,
         )
-
-    def _stream_keys(self, partitions: int) -> list[str]:
-        return [self._stream_key(partition) for partition in range(partitions)]
-
-    def _stream_key(self, partition: int) -> str:
-        return f"{self._settings.key_prefix}{KEY_LOG_STREAM}:{partition}"
 
     # --- Append -----------------------------------------------------------------------------------------------------
 
@@ -329,7 +321,7 @@ class RedisStreamsLog:
         identity, wanted = writer.identity, self._settings.log_replicas_min
         try:
             with self._append_connection.connected() as wire:
-                arguments = [self._id_key, self._ends_key, identity.log_id, identity.incarnation]
+                arguments = [self._keys.log_id, self._keys.ends, identity.log_id, identity.incarnation]
                 if wire.run(self._confirm_script, arguments, key_count=2) != b"OK":
                     return False
                 count = self._confirmations(wire, writer.facts, seconds_max)
@@ -430,7 +422,7 @@ class RedisStreamsLog:
                 identity=identity,
                 facts=facts,
                 is_confirmed=self._settings.log_replicas_min == 0,
-                keys=[self._id_key, self._ends_key, *self._stream_keys(identity.partitions)],
+                keys=[self._keys.log_id, self._keys.ends, *self._keys.streams(identity.partitions)],
                 entries_max=0 if facts.memory_bytes_max else self._settings.log_entries_max,
             )
             logger.info(
@@ -519,7 +511,7 @@ class RedisStreamsLog:
     def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
         if not offsets:
             return set()
-        by_stream = {self._stream_key(partition).encode(): partition for partition in offsets}
+        by_stream = {self._keys.stream(partition).encode(): partition for partition in offsets}
         return {by_stream[stream] for stream, _ in self._read(offsets, 1, wait_seconds) or ()}
 
     def _read(self, offsets: Mapping[int, int], records_max: int, wait_seconds: float) -> Any:
@@ -543,8 +535,8 @@ class RedisStreamsLog:
         """The response to XREAD. It also reads the log's id, because a flush changes the log without a restart."""
         wait_ms = int(wait_seconds * 1000)
         block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait without limit
-        places = [*map(self._stream_key, offsets), *(f"0-{offset}" for offset in offsets.values())]
-        wire.send("GET", self._id_key)
+        places = [*map(self._keys.stream, offsets), *(f"0-{offset}" for offset in offsets.values())]
+        wire.send("GET", self._keys.log_id)
         wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", *places)
         if wire.receive() != log_id.encode():
             raise LogRestartedError("the event log (Redis) was emptied: this is another log")
@@ -566,7 +558,7 @@ class RedisStreamsLog:
         try:
             said = self._connection.run(
                 self._commit_script,
-                [self._id_key, self._stream_key(partition), self._committed_key],
+                [self._keys.log_id, self._keys.stream(partition), self._keys.committed],
                 [log_id, str(partition), str(offset), "1" if self._settings.log_trim else "0"],
             )
         except RecoverableError as error:
@@ -586,7 +578,7 @@ class RedisStreamsLog:
             identity = LogIdentity(log_id, "", int(log_id.rpartition(".")[2]))
         numbers = self._connection.run(
             self._positions_script,
-            [self._id_key, self._committed_key, self._ends_key, *self._stream_keys(identity.partitions)],
+            [self._keys.log_id, self._keys.committed, self._keys.ends, *self._keys.streams(identity.partitions)],
             [identity.log_id, identity.incarnation],
         )
         if numbers is None:
