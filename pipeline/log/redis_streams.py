@@ -33,6 +33,7 @@ from pipeline.errors import (
     about_the_log,
 )
 from pipeline.flow.age import Age
+from pipeline.log.redis_aof import AofRewrite
 from pipeline.log.redis_connection import OtherServerError, RedisConnection, RedisFacts, Wire
 from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.lua_script import read_script
@@ -52,9 +53,6 @@ logger = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX: Final = 1.0  # calls other than append: 0.2 ms, but they may wait for the fsync of a large append
 WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
-REWRITE_WAIT_SECONDS: Final = 0.3  # rewriting a small file takes 0.01 s, and Redis detects the end within 0.1 s
-REWRITE_POLL_SECONDS: Final = 0.01
-REWRITE_AGAIN_SECONDS: Final = 5.0  # after a failed one: a rewrite forks, and writes the whole content of the log
 CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or after their disk has synced
 CONFIRM_GRACE_SECONDS: Final = 0.3  # how late Redis' response may be after the time that it waits for replicas
 WAIT_SECONDS_MIN: Final = 0.002  # of one wait for replicas: a sync to disk takes milliseconds
@@ -108,7 +106,7 @@ class RedisStreamsLog:
         self._former: tuple[str, RedisFacts] | None = None  # log and server of the latest writer
         self._acknowledged: dict[int, int] = {}  # the ends of that log's partitions after the newest confirmed appends
         self._created_log_id: str | None = None  # of a log that this adapter has just created
-        self._rewrite_asked: tuple[str, float] = ("", 0.0)  # for which server process, and when (monotonic)
+        self._rewrite = AofRewrite(self._clock)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
@@ -408,7 +406,7 @@ class RedisStreamsLog:
                 _refuse_to_lose(identity)
                 self._append_connection.expect(identity.incarnation)
                 if facts.has_aof:
-                    self._await_rewritten_file(self._append_connection, facts)
+                    self._rewrite.wait(self._append_connection, facts)
                 self._fence(self._append_connection, identity)
             except OtherServerError:
                 continue
@@ -458,49 +456,6 @@ class RedisStreamsLog:
                 extra={"action": "log_restarted", "log_id": identity.log_id, "incarnation": identity.incarnation},
             )
         self._acknowledged = {}  # the fence has compared them with what the log still has
-
-    def _await_rewritten_file(self, connection: RedisConnection, facts: RedisFacts) -> None:
-        """Make Redis rewrite its append-only file before the first append after a Redis start.
-
-        An append is a transaction in that file. If the file ends within a transaction, Redis 8.2 removes the incomplete
-        command when it starts, but leaves the transaction open (valkey-io/valkey#4342 fixes that). Then Redis treats
-        all later appends as part of that transaction, and loses them at its next start. A rewritten file contains what
-        is in memory. Raises LogUnavailableError while the rewrite takes longer than a moment, or if it fails;
-        OtherServerError.
-        """
-        deadline = self._clock.monotonic() + REWRITE_WAIT_SECONDS
-        while not facts.has_rewritten:
-            if not facts.is_rewriting:
-                self._ask_for_rewrite(connection, facts.run_id)
-            elif self._clock.monotonic() >= deadline:
-                raise LogUnavailableError(
-                    "the event log (Redis) accepts no events: it rewrites its append-only file after its start, and "
-                    "takes appends after that"
-                )
-            self._clock.sleep(REWRITE_POLL_SECONDS)
-            facts = connection.ask_facts()
-
-    def _ask_for_rewrite(self, connection: RedisConnection, run_id: str) -> None:
-        """Request a rewrite of the file. Raises LogUnavailableError if Redis can't do it, OtherServerError."""
-        now = self._clock.monotonic()
-        asked_run_id, asked_at = self._rewrite_asked
-        reason = "the last one failed, and its own log says why"
-        if asked_run_id != run_id or now - asked_at >= REWRITE_AGAIN_SECONDS:
-            self._rewrite_asked = (run_id, now)
-            with connection.connected() as wire:
-                try:
-                    wire.call("BGREWRITEAOF")
-                except ResponseError as error:
-                    reason = str(error)
-                except (RedisError, OSError) as error:
-                    raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
-                else:
-                    return
-        if "in progress" not in reason:  # another process was faster
-            raise LogUnavailableError(
-                "the event log (Redis) accepts no events: it must rewrite its append-only file once after a start, "
-                f"and the rewrite failed: {reason}"
-            )
 
     # --- Read -------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 
 from checks.testbed.waiting import eventually
 from pipeline.errors import LogUnavailableError
-from pipeline.log import redis_streams
+from pipeline.log import redis_aof
 from stack.servers import Server, ServerError
 from support.event_logs import CALL_SECONDS_MAX, RedisRig, read_all, recovered, redis_log_rig, timed
 
@@ -40,7 +40,7 @@ class TearableRig:
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """An append waits for a rewrite no longer than in a shipped process."""
-    monkeypatch.setattr(redis_streams, "REWRITE_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(redis_aof, "REWRITE_WAIT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_nothing_is_appended_while_the_file_is_written_anew(own_log_redis: Serve
 
 
 def test_a_rewrite_that_failed_is_none(own_log_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 600.0)
+    monkeypatch.setattr(redis_aof, "REWRITE_AGAIN_SECONDS", 600.0)
     # Given a Redis that has just started, and whose rewrite is killed half-way
     rig = redis_log_rig(own_log_redis)
     log = rig.open()
@@ -138,7 +138,7 @@ def test_a_rewrite_that_failed_is_none(own_log_redis: Server, monkeypatch: pytes
         assert rig.open().positions()[0].end == 0
         # And after a while it is, and with it the append
         client.config_set("rdb-key-save-delay", 0)
-    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(redis_aof, "REWRITE_AGAIN_SECONDS", 0.5)
     recovered(lambda: log.append([(0, b"taken")]))
     assert read_all(log, 0) == [b"taken"]
     rig.close()
@@ -147,7 +147,7 @@ def test_a_rewrite_that_failed_is_none(own_log_redis: Server, monkeypatch: pytes
 def test_a_server_that_may_not_write_its_file_anew_says_so_until_it_may(
     own_log_redis: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 600.0)
+    monkeypatch.setattr(redis_aof, "REWRITE_AGAIN_SECONDS", 600.0)
     # Given a Redis whose user is not allowed to ask for it
     rig = redis_log_rig(own_log_redis)
     log = rig.open()
@@ -160,7 +160,7 @@ def test_a_server_that_may_not_write_its_file_anew_says_so_until_it_may(
         assert rig.open().positions()[0].end == 0
         # When the user may
         client.execute_command("ACL", "SETUSER", "default", "+bgrewriteaof")
-    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(redis_aof, "REWRITE_AGAIN_SECONDS", 0.5)
     # Then it is
     recovered(lambda: log.append([(0, b"taken")]))
     assert read_all(log, 0) == [b"taken"]

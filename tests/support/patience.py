@@ -15,7 +15,7 @@ import pytest
 
 from checks.testbed.waiting import BUSY_SECONDS
 from pipeline.control_store import connection
-from pipeline.log import kafka, redis_connection, redis_streams
+from pipeline.log import kafka, redis_aof, redis_connection, redis_streams
 
 _LIMITS: Final[tuple[tuple[ModuleType, str], ...]] = (
     (connection, "CALL_SECONDS_MAX"),
@@ -23,7 +23,7 @@ _LIMITS: Final[tuple[tuple[ModuleType, str], ...]] = (
     (redis_connection, "CONNECT_SECONDS_MAX"),
     (redis_streams, "CALL_SECONDS_MAX"),
     (redis_streams, "WAIT_GRACE_SECONDS"),
-    (redis_streams, "REWRITE_WAIT_SECONDS"),
+    (redis_aof, "REWRITE_WAIT_SECONDS"),
     (kafka, "CALL_SECONDS_MAX"),
 )
 _SHIPPED: Final = tuple(getattr(module, name) for module, name in _LIMITS)
