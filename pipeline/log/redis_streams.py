@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from redis.exceptions import (
     AuthenticationError,
@@ -24,10 +24,8 @@ from redis.exceptions import (
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import (
     LogFullError,
-    LogGapError,
     LogIndeterminateError,
     LogMisconfiguredError,
-    LogRestartedError,
     LogUnavailableError,
     RecoverableError,
     about_the_log,
@@ -36,6 +34,7 @@ from pipeline.flow.age import Age
 from pipeline.log.redis_aof import AofRewrite
 from pipeline.log.redis_connection import OtherServerError, RedisConnection, RedisFacts, Wire
 from pipeline.log.redis_keys import RedisLogKeys
+from pipeline.log.redis_reader import RedisReader
 from pipeline.lua_script import read_script
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
@@ -52,7 +51,6 @@ from pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX: Final = 1.0  # calls other than append: 0.2 ms, but they may wait for the fsync of a large append
-WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
 CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or after their disk has synced
 CONFIRM_GRACE_SECONDS: Final = 0.3  # how late Redis' response may be after the time that it waits for replicas
 WAIT_SECONDS_MIN: Final = 0.002  # of one wait for replicas: a sync to disk takes milliseconds
@@ -99,7 +97,7 @@ class RedisStreamsLog:
         self._positions_script = read_script(folder, "positions")
         # `append` may run beside the other calls, and a blocking read needs its own time-out.
         self._append_connection = RedisConnection(settings, answer_seconds_max=settings.append_seconds_max)
-        self._read_connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
+        self._reader = RedisReader(self._keys, RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX))
         self._connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
@@ -124,7 +122,7 @@ class RedisStreamsLog:
             self._former = (former[0], facts)  # a master gets another replication id when its first replica comes
         self._update_writer(identity, facts)
         self._identity = identity
-        self._read_connection.expect(identity.incarnation)
+        self._reader.expect(identity.incarnation)
         return identity
 
     def _update_writer(self, identity: LogIdentity, facts: RedisFacts) -> None:
@@ -460,52 +458,14 @@ class RedisStreamsLog:
     # --- Read -------------------------------------------------------------------------------------------------------
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
-        reply = self._read({partition: offset}, records_max, wait_seconds)
-        return self._batch(reply[0][1]) if reply else None
+        identity = self._identity or self.identity()
+        return self._reader.read(identity.log_id, partition, offset, records_max, wait_seconds)
 
     def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
         if not offsets:
             return set()
-        by_stream = {self._keys.stream(partition).encode(): partition for partition in offsets}
-        return {by_stream[stream] for stream, _ in self._read(offsets, 1, wait_seconds) or ()}
-
-    def _read(self, offsets: Mapping[int, int], records_max: int, wait_seconds: float) -> Any:
-        """The response to XREAD: [[stream, entries], …]; None if there is nothing. Raises as `read` does."""
         identity = self._identity or self.identity()
-        try:
-            with self._read_connection.connected() as wire:
-                try:
-                    return self._exchange(wire, identity.log_id, offsets, records_max, wait_seconds)
-                except BaseException:
-                    self._read_connection.close()  # a response may still arrive
-                    raise
-        except OtherServerError as error:
-            raise LogRestartedError(f"the event log's {error}") from error
-        except (RedisError, OSError) as error:
-            raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
-
-    def _exchange(
-        self, wire: Wire, log_id: str, offsets: Mapping[int, int], records_max: int, wait_seconds: float
-    ) -> Any:
-        """The response to XREAD. It also reads the log's id, because a flush changes the log without a restart."""
-        wait_ms = int(wait_seconds * 1000)
-        block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait without limit
-        places = [*map(self._keys.stream, offsets), *(f"0-{offset}" for offset in offsets.values())]
-        wire.send("GET", self._keys.log_id)
-        wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", *places)
-        if wire.receive() != log_id.encode():
-            raise LogRestartedError("the event log (Redis) was emptied: this is another log")
-        return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)
-
-    def _batch(self, entries: list[Any]) -> LogBatch:
-        """The consecutive entries at the beginning of the response: [[id, [name, value, …]], …]."""
-        first, last = _sequence(entries[0][0]), _sequence(entries[-1][0])
-        if last - first != len(entries) - 1:
-            # A hole: the entries after it form their own batch.
-            entries = [entry for i, entry in enumerate(entries) if _sequence(entry[0]) == first + i]
-        marks = entries[0][1]  # v, value; if the log declares a hole before it: g, the end before the hole
-        gap_from = int(marks[3]) if len(marks) > 2 else None
-        return LogBatch(first - 1, [fields[1] for _, fields in entries], gap_from)
+        return self._reader.ready(identity.log_id, offsets, wait_seconds)
 
     # --- Commit and positions ---------------------------------------------------------------------------------------
 
@@ -552,8 +512,8 @@ class RedisStreamsLog:
         return self._loss_age.of(loss, said_seconds, now=self._clock.monotonic()) < LOST_SHOWN_SECONDS
 
     def close(self) -> None:
-        for connection in (self._append_connection, self._read_connection, self._connection):
-            connection.close()
+        for each in (self._append_connection, self._reader, self._connection):
+            each.close()
 
 
 def _refuse_to_lose(identity: LogIdentity) -> None:
@@ -580,11 +540,3 @@ def _began_by(facts: RedisFacts) -> str:
 def _known(number: int) -> int | None:
     """A number from a script, which returns -1 for none."""
     return None if number < 0 else number
-
-
-def _sequence(entry_id: bytes) -> int:
-    """The sequence number of an entry's id. Raises LogGapError if this adapter did not write the entry."""
-    milliseconds, _, sequence = entry_id.partition(b"-")
-    if milliseconds != b"0":
-        raise LogGapError(f"the stream holds an entry {entry_id!r} that Sluice did not write")
-    return int(sequence)

@@ -15,14 +15,14 @@ import pytest
 
 from checks.testbed.waiting import BUSY_SECONDS
 from pipeline.control_store import connection
-from pipeline.log import kafka, redis_aof, redis_connection, redis_streams
+from pipeline.log import kafka, redis_aof, redis_connection, redis_reader, redis_streams
 
 _LIMITS: Final[tuple[tuple[ModuleType, str], ...]] = (
     (connection, "CALL_SECONDS_MAX"),
     (connection, "WAIT_GRACE_SECONDS"),
     (redis_connection, "CONNECT_SECONDS_MAX"),
     (redis_streams, "CALL_SECONDS_MAX"),
-    (redis_streams, "WAIT_GRACE_SECONDS"),
+    (redis_reader, "WAIT_GRACE_SECONDS"),
     (redis_aof, "REWRITE_WAIT_SECONDS"),
     (kafka, "CALL_SECONDS_MAX"),
 )
