@@ -215,7 +215,7 @@ _SEEN_IN_OTHERS = (
         "acknowledged-without-replicas",
         (
             Edit(
-                "pipeline/log/redis_streams.py",
+                "pipeline/log/redis_replicas.py",
                 "            confirmed = int(count) if synced >= own else 0\n",
                 "            confirmed = wanted\n",
             ),

@@ -35,26 +35,22 @@ from pipeline.log.redis_aof import AofRewrite
 from pipeline.log.redis_connection import OtherServerError, RedisConnection, RedisFacts, Wire
 from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.log.redis_reader import RedisReader
+from pipeline.log.redis_replicas import CONFIRM_SECONDS_MAX, ReplicaConfirmation, missing_replicas
 from pipeline.lua_script import read_script
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
     LogBatch,
     LogIdentity,
     LowestOffsetsSource,
-    MissingReplicas,
     PartitionPosition,
     SetUpFault,
 )
-from pipeline.redis_link import NO_CLUSTER, explained
+from pipeline.redis_link import NO_CLUSTER
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX: Final = 1.0  # calls other than append: 0.2 ms, but they may wait for the fsync of a large append
-CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or after their disk has synced
-CONFIRM_GRACE_SECONDS: Final = 0.3  # how late Redis' response may be after the time that it waits for replicas
-WAIT_SECONDS_MIN: Final = 0.002  # of one wait for replicas: a sync to disk takes milliseconds
-WAIT_SECONDS_MAX: Final = 0.1
 ROUNDS_MAX: Final = 3  # of an append that finds, before it writes anything, that the log is not the expected one
 
 # Redis refuses the whole script with these errors, before its first command. The outcome of other errors is unknown.
@@ -91,7 +87,6 @@ class RedisStreamsLog:
         self._keys = RedisLogKeys(settings.key_prefix)
         folder = Path(__file__).parent
         self._append_script = read_script(folder, "append")
-        self._confirm_script = read_script(folder, "confirm")
         self._raise_script = read_script(folder, "raise")
         self._commit_script = read_script(folder, "commit")
         self._positions_script = read_script(folder, "positions")
@@ -105,6 +100,7 @@ class RedisStreamsLog:
         self._acknowledged: dict[int, int] = {}  # the ends of that log's partitions after the newest confirmed appends
         self._created_log_id: str | None = None  # of a log that this adapter has just created
         self._rewrite = AofRewrite(self._clock)
+        self._replicas = ReplicaConfirmation(settings, self._keys, self._clock)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
@@ -200,7 +196,7 @@ class RedisStreamsLog:
             facts.run_id,
             int(count),
             self._faults(facts),
-            missing_replicas=self._missing_replicas(facts),
+            missing_replicas=missing_replicas(self._settings, facts),
             began_by=_began_by(facts),
         )
 
@@ -227,24 +223,13 @@ class RedisStreamsLog:
             )
         return tuple(faults)
 
-    def _missing_replicas(self, facts: RedisFacts) -> MissingReplicas | None:
-        wanted = self._settings.log_replicas_min
-        if facts.replicas >= wanted:
-            return None
-        return MissingReplicas(
-            f"Events are refused: the event log's Redis has {_answering(facts.replicas)}, and "
-            f"LOG_REPLICAS_MIN={wanted}",
-            "the replicas of the event log's Redis: `redis-cli INFO replication` there and on its master",
-            refuses_events=True,
-        )
-
     # --- Append -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         for _ in range(ROUNDS_MAX):
             writer = self._writer or self._fenced_writer()
             try:
-                if writer.is_confirmed or self._confirm(writer, CONFIRM_SECONDS_MAX):
+                if self._confirm(writer, CONFIRM_SECONDS_MAX):
                     return
             except OtherServerError:
                 pass
@@ -272,8 +257,16 @@ class RedisStreamsLog:
 
     def _is_ready(self, writer: _Writer, deadline: float) -> bool:
         """Whether this is still the fenced log. Raises LogUnavailableError if replicas are missing."""
-        seconds = min(CONFIRM_SECONDS_MAX, deadline - self._clock.monotonic())
-        return writer.is_confirmed or self._confirm(writer, seconds)
+        return self._confirm(writer, min(CONFIRM_SECONDS_MAX, deadline - self._clock.monotonic()))
+
+    def _confirm(self, writer: _Writer, seconds_max: float) -> bool:
+        """Let the replicas confirm a write, unless they have confirmed the newest one. As ReplicaConfirmation.check."""
+        if writer.is_confirmed:
+            return True
+        if not self._replicas.check(self._append_connection, writer.identity, writer.facts, seconds_max):
+            return False
+        writer.is_confirmed = True
+        return True
 
     def _append_in_time(self, writer: _Writer, by_partition: dict[int, list[bytes]], deadline: float) -> bool:
         """Append once, and wait until the replicas have it; False if this is not the fenced log."""
@@ -285,84 +278,11 @@ class RedisStreamsLog:
             if ends is None:
                 return False
             if self._settings.log_replicas_min:
-                self._await_copies(wire, writer, deadline)
+                writer.is_confirmed = False
+                self._replicas.wait(wire, writer.facts, deadline)
+                writer.is_confirmed = True
         self._acknowledged |= ends
         return True
-
-    # --- Replicas ---------------------------------------------------------------------------------------------------
-
-    def _await_copies(self, wire: Wire, writer: _Writer, deadline: float) -> None:
-        """Wait until the replicas have the append of this connection. Raises LogIndeterminateError."""
-        wanted = self._settings.log_replicas_min
-        writer.is_confirmed = False
-        try:
-            count = self._confirmations(wire, writer.facts, max(0.0, deadline - self._clock.monotonic()))
-        except (RedisError, OSError) as error:
-            raise LogIndeterminateError(
-                f"the event log (Redis) did not confirm that its replicas have an append: {error}"
-            ) from error
-        if count < wanted:
-            raise LogIndeterminateError(
-                f"the event log (Redis) has an append, and {_replicas(count)} confirmed it in time "
-                f"(LOG_REPLICAS_MIN={wanted})"
-            )
-        writer.is_confirmed = True
-
-    def _confirm(self, writer: _Writer, seconds_max: float) -> bool:
-        """Check that the replicas confirm writes; False if this is not the fenced log.
-
-        An append that they do not confirm would stay in the log, and its client would send it again. So this comes
-        before the first append, and after one that was not confirmed. Raises LogUnavailableError, OtherServerError.
-        """
-        identity, wanted = writer.identity, self._settings.log_replicas_min
-        try:
-            with self._append_connection.connected() as wire:
-                arguments = [self._keys.log_id, self._keys.ends, identity.log_id, identity.incarnation]
-                if wire.run(self._confirm_script, arguments, key_count=2) != b"OK":
-                    return False
-                count = self._confirmations(wire, writer.facts, seconds_max)
-                connected = wire.ask_facts().replicas if count < wanted else count
-        except OtherServerError:
-            raise
-        except (RedisError, OSError) as error:
-            why = explained(error, self._settings, "event_log_url")
-            raise LogUnavailableError(
-                f"the event log (Redis) can't be used: its replicas are unknown: {why}"
-            ) from error
-        if count < wanted:
-            silent = ""
-            if connected >= wanted:
-                silent = f", which do{'es not' if connected == 1 else ' not all'} confirm what is written"
-            raise LogUnavailableError(
-                f"the event log (Redis) can't be used: it has {_answering(connected)}{silent}, and "
-                f"LOG_REPLICAS_MIN={wanted}"
-            )
-        writer.is_confirmed = True
-        return True
-
-    def _confirmations(self, wire: Wire, facts: RedisFacts, seconds_max: float) -> int:
-        """The number of replicas that have all that this connection wrote: on disk if Redis can say that.
-
-        Redis waits for them; 0 if its own disk is too late. A connection that was opened anew has written nothing, so
-        the caller writes on the same one.
-
-        Redis asks its replicas once for each wait, and otherwise they report once a second. A replica that is asked
-        while it syncs its disk answers with the state before. So several short waits are far faster than one long one.
-        """
-        wanted, own = self._settings.log_replicas_min, int(facts.has_aof)
-        command = ("WAITAOF", own, wanted) if facts.can_wait_for_disks else ("WAIT", wanted)
-        now = self._clock.monotonic()
-        deadline, wait_seconds = now + seconds_max, WAIT_SECONDS_MIN
-        while True:
-            left = max(0.0, deadline - now)
-            wait_ms = max(1, int(min(wait_seconds, left) * 1000))  # 0: without limit
-            answer = wire.call(*command, wait_ms, seconds_max=left + CONFIRM_GRACE_SECONDS)
-            synced, count = answer if facts.can_wait_for_disks else (own, answer)
-            confirmed = int(count) if synced >= own else 0
-            now = self._clock.monotonic()
-            if confirmed >= wanted or now >= deadline:
-                return confirmed
-            wait_seconds = min(2 * wait_seconds, WAIT_SECONDS_MAX)
 
     # --- The write --------------------------------------------------------------------------------------------------
 
@@ -521,14 +441,6 @@ def _refuse_to_lose(identity: LogIdentity) -> None:
     for fault in identity.faults:
         if fault.loses_events:
             raise LogUnavailableError(f"the event log (Redis) accepts no events: {fault.what}: {fault.remedy}")
-
-
-def _replicas(count: int) -> str:
-    return "no replica" if count == 0 else f"{count} replica{'' if count == 1 else 's'}"
-
-
-def _answering(count: int) -> str:
-    return "no replica that answers" if count == 0 else _replicas(count)
 
 
 def _began_by(facts: RedisFacts) -> str:

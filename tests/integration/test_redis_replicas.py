@@ -12,7 +12,8 @@ import redis
 from checks.testbed.waiting import BUSY_SECONDS, eventually
 from pipeline.errors import LogFullError, LogIndeterminateError, LogUnavailableError, SluiceError
 from pipeline.log import redis_connection
-from pipeline.log.redis_streams import CONFIRM_GRACE_SECONDS, CONFIRM_SECONDS_MAX, RedisStreamsLog
+from pipeline.log.redis_replicas import CONFIRM_GRACE_SECONDS, CONFIRM_SECONDS_MAX
+from pipeline.log.redis_streams import RedisStreamsLog
 from stack.servers import LOOPBACK, Server, free_port, redis_server
 from support.event_logs import (
     RedisRig,

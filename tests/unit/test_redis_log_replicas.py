@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.log.redis_connection import RedisFacts, Wire, parse_facts
-from pipeline.log.redis_streams import CONFIRM_GRACE_SECONDS, WAIT_SECONDS_MAX, RedisStreamsLog
+from pipeline.log.redis_keys import RedisLogKeys
+from pipeline.log.redis_replicas import CONFIRM_GRACE_SECONDS, WAIT_SECONDS_MAX, ReplicaConfirmation
 from pipeline.settings import Settings
-from support.event_logs import ScriptedLowestOffsets
 
 INFO = (
     b"# Server\r\nredis_version:7.2.4\r\nrun_id:abc\r\nredis_mode:standalone\r\n# Memory\r\nmaxmemory:0\r\n"
@@ -41,9 +41,9 @@ class FakeWire:
 def confirmations(facts: RedisFacts, *answers: Any, seconds_max: float = 1.0) -> tuple[int, FakeWire, float]:
     clock = ManualClock()
     wire = FakeWire(clock, *answers)
-    log = RedisStreamsLog(replace(Settings(), log_replicas_min=2), ScriptedLowestOffsets(), clock)
+    replicas = ReplicaConfirmation(replace(Settings(), log_replicas_min=2), RedisLogKeys("sluice:"), clock)
     started = clock.monotonic()
-    count = log._confirmations(cast(Wire, wire), facts, seconds_max)
+    count = replicas.confirmations(cast(Wire, wire), facts, seconds_max)
     return count, wire, clock.monotonic() - started
 
 
