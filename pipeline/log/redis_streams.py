@@ -5,7 +5,6 @@ partition's end is the sequence number of its last generated id.
 """
 
 import logging
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,10 @@ from pipeline.errors import (
 from pipeline.flow.age import Age
 from pipeline.log.redis_aof import AofRewrite
 from pipeline.log.redis_connection import OtherServerError, RedisConnection, RedisFacts, Wire
+from pipeline.log.redis_identity import RedisServerLog
 from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.log.redis_reader import RedisReader
-from pipeline.log.redis_replicas import CONFIRM_SECONDS_MAX, ReplicaConfirmation, missing_replicas
+from pipeline.log.redis_replicas import CONFIRM_SECONDS_MAX, ReplicaConfirmation
 from pipeline.lua_script import read_script
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
@@ -43,9 +43,7 @@ from pipeline.ports.log import (
     LogIdentity,
     LowestOffsetsSource,
     PartitionPosition,
-    SetUpFault,
 )
-from pipeline.redis_link import NO_CLUSTER
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -98,20 +96,20 @@ class RedisStreamsLog:
         self._writer: _Writer | None = None
         self._former: tuple[str, RedisFacts] | None = None  # log and server of the latest writer
         self._acknowledged: dict[int, int] = {}  # the ends of that log's partitions after the newest confirmed appends
-        self._created_log_id: str | None = None  # of a log that this adapter has just created
+        self._server_log = RedisServerLog(settings, self._keys)
         self._rewrite = AofRewrite(self._clock)
         self._replicas = ReplicaConfirmation(settings, self._keys, self._clock)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
     def identity(self) -> LogIdentity:
-        facts, identity = self._ask_identity(self._connection)
+        facts, identity = self._server_log.ask(self._connection)
         if not facts.has_aof:
             logger.warning(
                 "the event log (Redis) keeps no append-only file: what it acknowledged is lost when it ends",
                 extra={"action": "log_without_aof"},
             )
-        if identity.log_id == self._created_log_id:
+        if self._server_log.is_new(identity.log_id):
             self._fence_new(identity)
         former = self._former
         if former is not None and former[1].run_id == facts.run_id:
@@ -151,10 +149,7 @@ class RedisStreamsLog:
         raises OtherServerError, and the caller must fence the new incarnation. Other errors are those of the lowest
         offsets, and LogUnavailableError.
         """
-        is_new, self._created_log_id = (
-            identity.log_id == self._created_log_id,
-            None,
-        )  # at once: other processes may be faster
+        is_new = self._server_log.take_new(identity.log_id)  # at once: other processes may be faster
         lowest_offsets = self._lowest_offsets(identity.log_id, identity.incarnation, is_new=is_new)
         connection.expect(identity.incarnation)
         ends = self._acknowledged if self._former is not None and self._former[0] == identity.log_id else {}
@@ -164,64 +159,6 @@ class RedisStreamsLog:
             [self._keys.log_id, self._keys.ends, *self._keys.streams(identity.partitions)],
             [identity.log_id, identity.incarnation, *(str(number) for item in known for number in item)],
         )
-
-    def _ask_identity(self, connection: RedisConnection) -> tuple[RedisFacts, LogIdentity]:
-        """Read the server's facts and its log id; creates the log id if it is missing.
-
-        Raises LogUnavailableError, LogMisconfiguredError.
-        """
-        with connection.connected() as wire:
-            try:
-                facts, text = wire.ask_facts_and("GET", self._keys.log_id)
-                if facts.is_cluster:
-                    raise LogMisconfiguredError(f"the event log (Redis) can't be used: EVENT_LOG_URL {NO_CLUSTER}")
-                if isinstance(text, RedisError):
-                    raise text
-                if text is None:
-                    # The number of partitions is part of the id, so it can't be lost or changed separately.
-                    made = f"{uuid.uuid4().hex}.{self._settings.log_partitions}"
-                    if wire.call("SET", self._keys.log_id, made, "NX") is not None:
-                        self._created_log_id = made
-                    text = wire.call("GET", self._keys.log_id)
-            except (RedisError, OSError) as error:
-                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
-        log_id = (text or b"").decode(errors="replace")
-        count = log_id.rpartition(".")[2]
-        if not count.isdecimal() or int(count) < 1:
-            raise LogMisconfiguredError(
-                f"the event log (Redis) can't be used: its key {self._keys.log_id!r} is not Sluice's: {log_id!r}"
-            )
-        return facts, LogIdentity(
-            log_id,
-            facts.run_id,
-            int(count),
-            self._faults(facts),
-            missing_replicas=missing_replicas(self._settings, facts),
-            began_by=_began_by(facts),
-        )
-
-    def _faults(self, facts: RedisFacts) -> tuple[SetUpFault, ...]:
-        """What an operator must change. With LOG_REPLICAS_MIN, an accepted event is on the disks of replicas."""
-        faults = []
-        if facts.memory_bytes_max > 0 and facts.memory_policy != "noeviction":
-            faults.append(
-                SetUpFault(
-                    "The event log's Redis evicts keys at maxmemory, unread events among them (maxmemory-policy "
-                    f"{facts.memory_policy}), so no event is accepted",
-                    "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in its configuration file",
-                    loses_events=True,
-                )
-            )
-        if not (facts.has_aof or self._settings.log_replicas_min):
-            faults.append(
-                SetUpFault(
-                    "The event log's Redis keeps no append-only file: accepted events that are not stored are lost "
-                    "when it ends",
-                    "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in its configuration file",
-                    loses_events=False,  # not while it runs; a system may have been set up like this
-                )
-            )
-        return tuple(faults)
 
     # --- Append -----------------------------------------------------------------------------------------------------
 
@@ -320,7 +257,7 @@ class RedisStreamsLog:
         for _ in range(ROUNDS_MAX):
             self._append_connection.expect(None)
             try:
-                facts, identity = self._ask_identity(self._append_connection)
+                facts, identity = self._server_log.ask(self._append_connection)
                 _refuse_to_lose(identity)
                 self._append_connection.expect(identity.incarnation)
                 if facts.has_aof:
@@ -441,12 +378,6 @@ def _refuse_to_lose(identity: LogIdentity) -> None:
     for fault in identity.faults:
         if fault.loses_events:
             raise LogUnavailableError(f"the event log (Redis) accepts no events: {fault.what}: {fault.remedy}")
-
-
-def _began_by(facts: RedisFacts) -> str:
-    """How the server process came to have the log, in words."""
-    was_promoted = facts.former_replication_id.strip("0") != ""
-    return "a replica took the place of its master" if was_promoted else "its Redis was restarted"
 
 
 def _known(number: int) -> int | None:
