@@ -182,8 +182,9 @@ def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog
     writer.append([(0, b"kept")] * 9)
     # (a master gets another replication id when its first replica comes, also after it was first asked)
     for log in (writer, other):
-        assert log._former is not None
-        log._former = (log._former[0], replace(log._former[1], replication_id="before the replica came"))
+        former = log._writer._former
+        assert former is not None
+        log._writer._former = (former[0], replace(former[1], replication_id="before the replica came"))
         log.identity()
     with client_of(pair.master) as client:
         eventually(lambda: _has_all(client), "the replica has all")
@@ -271,7 +272,7 @@ def test_a_frozen_replica_leaves_one_append_in_doubt_and_the_next_are_refused(pa
         result, seconds = timed(lambda: log.append([(0, b"c")]))
         assert isinstance(result, LogUnavailableError), repr(result)
         assert seconds < CONFIRM_SECONDS_MAX + CONFIRM_GRACE_SECONDS + SLACK_SECONDS
-        log._append_connection.close()  # a new connection has written nothing that a replica could lack
+        log._writer._connection.close()  # a new connection has written nothing that a replica could lack
     with pytest.raises(LogUnavailableError, match=r"it has (1 replica, which does not confirm what|no replica that)"):
         recovered_or_raised(log)
     # When it goes on
