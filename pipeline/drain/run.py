@@ -1,6 +1,5 @@
 """The run of one partition: until when it goes on, waits, tries again, and gives way to others."""
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,8 +11,6 @@ from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.drain.transfer import BusyError, Did, Transfer
 from pipeline.errors import BreakerOpenError, LogGapError, PoisonedError, RecoverableError
 from pipeline.ports.event_sink import Encoded
-
-_logger = logging.getLogger(__name__)
 
 # Waits between tries. Five failures of 2 s each plus the first four waits are below 12 s, the time within which a
 # frozen PostgreSQL must open the breaker.
