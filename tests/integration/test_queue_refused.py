@@ -1,4 +1,4 @@
-"""Acknowledgements that wait while the broker refuses writes, on a real Redis."""
+"""What a channel sends to a real Redis about the messages that it has taken, also while Redis refuses writes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -63,3 +63,24 @@ def test_a_broker_without_memory_forgets_no_acknowledgement(consumer: Any, clien
     # Then the acknowledgement of the one before is sent all the same
     consumer.cancel()
     assert client.hlen("unacked") == client.zcard("unacked_index") == 0
+
+
+def test_what_a_killed_worker_took_comes_again_after_the_time_out_and_not_before(consumer: Any, client: Any) -> None:
+    # Given a message that a worker took and never acknowledged, beside the acknowledgement of another one that waits
+    [acked] = client.zrange("unacked_index", 0, -1)
+    consumer.callbacks[:] = [lambda _body, _message: None]
+    send(consumer, 2)
+    [(tag, taken_at)] = client.zrange("unacked_index", 0, -1, withscores=True)
+    assert tag != acked
+    qos = consumer.channel.qos
+    # When others look for such messages before the time-out has passed, then they find none
+    seconds = qos.visibility_timeout
+    for age in (0.0, seconds - 60.0):
+        client.zadd("unacked_index", {tag: taken_at - age})
+        qos.restore_visible(num=10, interval=1)
+        assert (client.llen("q"), client.hlen("unacked")) == (0, 1)
+    # But afterwards it is in its queue again, and only once
+    client.zadd("unacked_index", {tag: taken_at - seconds - 1.0})
+    for _ in range(2):
+        qos.restore_visible(num=10, interval=1)
+        assert (client.llen("q"), client.hlen("unacked"), client.zcard("unacked_index")) == (1, 0, 0)

@@ -48,10 +48,12 @@ class FakePipeline:
     def __init__(self, client: "FakeBroker") -> None:
         self._client = client
         self._commands: list[str] = []
+        self._words: list[tuple[Any, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
-        def command(*_: Any, **__: Any) -> "FakePipeline":
+        def command(*arguments: Any, **_: Any) -> "FakePipeline":
             self._commands.append(name)
+            self._words.append((name, *arguments))
             return self
 
         return command
@@ -62,6 +64,7 @@ class FakePipeline:
         if self._client.refused in self._commands:
             raise redis.OutOfMemoryError("refused")
         self._client.trips.append(self._commands)
+        self._client.words += self._words
         return [self._client.visible if name == "zrange" else 1 for name in self._commands]
 
 
@@ -70,6 +73,7 @@ class FakeBroker:
 
     def __init__(self) -> None:
         self.trips: list[list[str]] = []
+        self.words: list[tuple[Any, ...]] = []  # the commands of all of them, with their arguments
         self.visible: list[Any] = []  # messages that were taken long ago
         self.is_lost = False
         self.refused = ""  # a command that it refuses, and with it all of the same transaction
@@ -116,11 +120,31 @@ def test_an_acknowledgement_is_sent_with_the_next_message(qos: Any, broker: Fake
     assert broker.trips[-1] == _ADDED
 
 
+def test_all_acknowledgements_that_wait_are_sent_together(qos: Any, broker: FakeBroker) -> None:
+    # Given a pool of several processes, and acknowledgements of some of their messages
+    for tag in ("a", "b", "c"):
+        qos.append(taken(tag), tag)
+    for tag in ("a", "c"):
+        qos.ack(tag)
+    broker.words.clear()
+    # When the next message is taken, then each is removed from both keys, and only they
+    qos.append(taken("d"), "d")
+    assert broker.words[:2] == [("zrem", "unacked_index", "a", "c"), ("hdel", "unacked", "a", "c")]
+    # And a pipeline of somebody else, which may end without a look at its answers, takes none along
+    qos.ack("b")
+    others = broker.pipeline()
+    with qos.pipe_or_acquire(others) as pipe:
+        assert pipe is others
+    assert others._commands == []
+    qos.send_acks()
+    assert broker.words[-2:] == [("zrem", "unacked_index", "b"), ("hdel", "unacked", "b")]
+
+
 def test_the_search_for_messages_of_others_is_one_round_trip_while_there_are_none(
     qos: Any, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked: list[int] = []
-    monkeypatch.setattr(kombu_redis.QoS, "restore_visible", lambda *_, **__: locked.append(len(broker.trips)))
+    locked: list[tuple[int, Any]] = []
+    monkeypatch.setattr(kombu_redis.QoS, "restore_visible", lambda _, **how: locked.append((len(broker.trips), how)))
     # Given an acknowledgement that waits
     qos.append(taken("a"), "a")
     qos.ack("a")
@@ -129,10 +153,14 @@ def test_the_search_for_messages_of_others_is_one_round_trip_while_there_are_non
     qos.restore_visible(num=None, interval=1)
     assert broker.trips[1:] == [[*_REMOVED, "zrange"], ["zrange"]]
     assert locked == []
-    # But it does if a worker was killed that had taken a message
+    # And it asks for those that were taken longer ago than the visibility time-out
+    [*_, (_, key, taken_before, taken_after)] = broker.words
+    assert (key, taken_after) == ("unacked_index", 0)
+    assert taken_before <= SystemClock().now() - qos.channel.visibility_timeout
+    # But it takes the lock if a worker was killed that had taken a message
     broker.visible = [("x", 1.0)]
     qos.restore_visible(num=None, interval=1)
-    assert locked == [4]
+    assert locked == [(4, {"start": 0, "num": None, "interval": 1})]
 
 
 @pytest.mark.parametrize("change", ["few_seconds", "no_queue"])

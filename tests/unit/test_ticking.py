@@ -201,6 +201,31 @@ def test_an_idle_system_is_asked_for_nothing_while_threads_watch_it(ticker: Tick
     assert ticker.log.asked >= 10
 
 
+def test_a_pause_that_changes_while_a_tick_of_hints_is_sent_makes_another_one(
+    ticker: Ticker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a system in which nothing waits, and which has got its tick of hints
+    ticker.memory.restore([], actor="controller")
+    ticker.store()
+    hints(ticker, clock, 3.0)
+    assert hints(ticker, clock, 3.0) == 0
+    # When the pauses change, and change again while the next one is on its way to the broker
+    ticker.memory.pause(PauseReason.OPERATOR, actor="ann", why="a disk")
+    send = ticker.send_task
+
+    def resumed_meanwhile(name: str, *arguments: Any, **options: Any) -> None:
+        send(name, *arguments, **options)
+        if name == HINTS:
+            clock.advance(0.5)
+            ticker.memory.resume(PauseReason.OPERATOR, generation=None, actor="ann", why="a disk")
+
+    monkeypatch.setattr(ticker, "send_task", resumed_meanwhile)
+    assert hints(ticker, clock, 1.0) == 1
+    monkeypatch.setattr(ticker, "send_task", send)
+    # Then that change is not taken for the one that was told
+    assert hints(ticker, clock, 3.0) == 1
+
+
 @pytest.mark.parametrize("url", ["redis://log", "kafka://log"])
 def test_only_a_log_on_redis_is_watched(url: str) -> None:
     scheduler = TickScheduler(make_app(Settings(event_log_url=url)))
