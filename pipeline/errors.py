@@ -138,6 +138,10 @@ class StoreUnavailableError(RecoverableError):
     """The control store (Redis) does not answer."""
 
 
+class StoreRefusesError(StoreUnavailableError):
+    """The control store (Redis) answers, and refuses what it is asked for: another question may be answered."""
+
+
 # --- Overloaded: the same call may succeed after a pause ---------------------------------------
 
 

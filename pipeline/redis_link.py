@@ -13,6 +13,11 @@ from pipeline.urls import has_redis_tls, sentinel_url
 NO_CLUSTER: Final = "is a Redis Cluster, which Sluice can't use: its scripts need all keys on one server"
 _CONNECTING: Final = " connecting to "  # part of redis-py's message
 _IN_HANDSHAKE: Final = "Timeout connecting"  # likewise
+_NO_MORE_CLIENTS: Final = "max number of clients reached"  # redis-py has no class for this answer
+# Errors that a server sends. Some are no ResponseError in redis-py, since they end the connection.
+_ANSWERS: Final = (
+    exceptions.ResponseError, exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.BusyLoadingError
+)  # fmt: skip
 # MovedError is an AskError.
 _OF_A_CLUSTER: Final = (exceptions.AskError, exceptions.ClusterCrossSlotError, exceptions.ClusterDownError)
 
@@ -84,6 +89,16 @@ def broker_options(settings: Settings) -> tuple[str, dict[str, Any]]:
         "sentinels": [list(one) for one in address.sentinels],
         "sentinel_kwargs": sentinel_options(settings, settings.redis_url),
     }
+
+
+def has_answered(error: Exception) -> bool:
+    """Whether a server has sent this error of redis-py: then it runs, and can be reached."""
+    return isinstance(error, _ANSWERS) or _NO_MORE_CLIENTS in str(error)
+
+
+def what_it_does(error: Exception) -> str:
+    """What the server of an error does, for a message: an answer is no silence."""
+    return "refuses" if has_answered(error) else "does not answer"
 
 
 def explained(error: Exception, settings: Settings, name: str) -> str:

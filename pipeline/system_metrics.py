@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from pipeline import __version__, drain_counters, metrics
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError
+from pipeline.errors import SluiceError, StoreRefusesError
 from pipeline.flow.age import Age
 from pipeline.flow.bucket import burst_of
 from pipeline.health.snapshot import silent_seconds
@@ -36,6 +36,13 @@ _OUTCOMES: Final = (
     "poisoned",
 )  # fmt: skip
 _LAG_THRESHOLDS: Final = {Mode.DEGRADED: metrics.LAG_DEGRADED, Mode.CRITICAL: metrics.LAG_CRITICAL}
+# Parts of CountersRead, for people.
+_PARTS: Final = {
+    "totals": "the counters",
+    "facts": "facts about PostgreSQL",
+    "tokens": "the token bucket",
+    "memory": "the memory of the control Redis",
+}
 PROGRAMS: Final = ("ingest", "batches", "control", "beat")
 
 
@@ -54,12 +61,14 @@ class SystemCollector(Collector):
     """Queries the control store, and the log's server for its memory, at each scrape.
 
     Each query ends within its time-out. After a query without a response the server is not queried again: a scrape
-    takes at most two time-outs.
+    takes at most two time-outs. A query that is refused leaves out its own values only. The first scrape without them
+    logs it.
     """
 
     def __init__(self, context: MetricsContext) -> None:
         self._context = context
         self._publication_age = Age()
+        self._refused: set[str] = set()  # what the last scrapes left out because it was refused
 
     def describe(self) -> Iterable[Metric]:
         """Empty: the names are not known to clash, and querying the servers at registration would be worse."""
@@ -67,28 +76,41 @@ class SystemCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All values that are known now."""
-        context, control, log = self._context, _Asking(), _Asking()
-        state = control.ask(context.store.state)
-        counters = control.ask(context.counters.read)
+        context, control, log = self._context, _Asking(self._note), _Asking(self._note)
+        state = control.ask("the control state", context.store.state)
+        counters = control.ask("all but the control state", context.counters.read)
         if state is not None:
             age = self._controller_age(state)
             yield from _control_gauges(state, context.settings, age)
             yield from _lag_gauges(state, context.settings, age)
             yield from self._bucket_gauges(state, None if counters is None else counters.tokens)
         if counters is not None:
-            yield from _counters(counters.totals)
-            yield from _histograms(counters.totals)
+            for name, words in _PARTS.items():
+                self._note(words, counters.problems.get(name))
+            if "totals" not in counters.problems:
+                yield from _counters(counters.totals)
+                yield from _histograms(counters.totals)
             yield from _fact_gauges(counters.facts)
         yield from _memory_gauges(
             {
                 "control": None if counters is None else counters.memory,
-                "log": None if context.log_memory is None else log.ask(context.log_memory),
+                "log": None
+                if context.log_memory is None
+                else log.ask("the memory of the log's Redis", context.log_memory),
             }
         )
         yield from _disk_gauges(context.settings.watched_paths)
         build = metrics.BUILD_INFO.gauge()
         build.add_metric([__version__, "kafka" if context.settings.log_scheme == "kafka" else "redis"], 1.0)
         yield build
+
+    def _note(self, what: str, problem: str | None) -> None:
+        """Log what is refused, once until it is answered again; None: it was answered."""
+        if problem is None:
+            self._refused.discard(what)
+        elif what not in self._refused:
+            self._refused.add(what)
+            _logger.warning("left out of the metrics: %s: %s", what, problem, extra={"action": "metrics_refused"})
 
     def _controller_age(self, state: ControlState) -> float:
         """Seconds since the controller published, independent of steps of the server's wall clock."""
@@ -110,14 +132,18 @@ class SystemCollector(Collector):
 class _Asking:
     """The queries of one scrape to one server: after one without a response there are no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str, str | None], None]) -> None:
+        self._note = note
         self._is_unavailable = False
 
-    def ask(self, question: Callable[[], _T]) -> _T | None:
+    def ask(self, what: str, question: Callable[[], _T]) -> _T | None:
         if self._is_unavailable:
             return None
         try:
-            return question()
+            answer = question()
+        except StoreRefusesError as error:
+            self._note(what, str(error))
+            return None
         except SluiceError as error:
             self._is_unavailable = True
             _logger.debug("left out of the metrics: %s", error)
@@ -125,6 +151,8 @@ class _Asking:
         except Exception:  # a scrape without these values is better than none
             _logger.exception("left out of the metrics because of a defect", extra={"action": "metrics_failed"})
             return None
+        self._note(what, None)
+        return answer
 
 
 def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metric]:

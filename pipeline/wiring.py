@@ -6,7 +6,6 @@ alone takes a tenth of a second).
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from functools import partial
 from typing import TYPE_CHECKING
@@ -254,8 +253,9 @@ def make_queues(settings: Settings) -> RedisQueues:
 
 def make_log_counters(settings: Settings) -> Counters:
     """The same on the event log's Redis: for that server's memory figures."""
-    swapped = dataclasses.replace(settings, redis_url=settings.event_log_url, event_log_url=settings.redis_url)
-    return make_counters(swapped)
+    from pipeline.control_store.redis_counters import RedisCounters  # noqa: PLC0415
+
+    return RedisCounters(settings, "event_log_url")
 
 
 def make_bucket(settings: Settings) -> Bucket:

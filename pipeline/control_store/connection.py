@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from pipeline.control_store.common import CALL_SECONDS_MAX
-from pipeline.errors import StoreUnavailableError
+from pipeline.errors import StoreRefusesError, StoreUnavailableError
 from pipeline.lua_script import LuaScript, read_script
-from pipeline.redis_link import explained, make_pool
+from pipeline.redis_link import explained, has_answered, make_pool, what_it_does
 from pipeline.settings import Settings
 
 WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
@@ -86,14 +86,21 @@ class ControlConnection:
             raise self._unavailable(error) from error
 
     def ask_all(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
-        """Run commands that do not block in one round trip. Raises StoreUnavailableError if one of them fails."""
+        """Run commands that do not block in one round trip; a StoreRefusesError is the answer to a refused one.
+
+        Raises StoreUnavailableError if the server does not answer all of them.
+        """
         try:
             with self._quick_client().pipeline(transaction=False) as pipeline:
                 for command in commands:
                     pipeline.execute_command(*command)
-                return list(pipeline.execute())
+                found = list(pipeline.execute(raise_on_error=False))
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
+        for one in found:
+            if isinstance(one, Exception) and not has_answered(one):
+                raise self._unavailable(one) from one
+        return [self._unavailable(one) if isinstance(one, Exception) else one for one in found]
 
     def run_and_call(
         self, script: LuaScript, keys: list[str], arguments: list[str], command: Sequence[str | int]
@@ -181,7 +188,7 @@ class ControlConnection:
         This includes refusals that look permanent (access rights, a key of another type): an operator may correct them
         at any time, and until then no process may end because of them.
         """
-        what = "refuses" if isinstance(error, ResponseError) else "does not answer"
         why = explained(error, self._settings, self._name)
         server = "the control store" if self._name == "redis_url" else "the event log"
-        return StoreUnavailableError(f"{server} (Redis) {what}: {why}")
+        kind = StoreRefusesError if has_answered(error) else StoreUnavailableError
+        return kind(f"{server} (Redis) {what_it_does(error)}: {why}")

@@ -2,22 +2,25 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from pipeline.control_store.connection import ControlConnection, load_script
+from pipeline.errors import StoreRefusesError
 from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_COUNTERS_SENDER, KEY_FACTS
 from pipeline.ports.counters import CountersRead
 from pipeline.settings import Settings
 
+_T = TypeVar("_T")
 _SENDER_SECONDS: Final = 600  # how late an addition whose response was lost may be repeated
 
 
 class RedisCounters:
     """See Counters. Weakness: a flush also loses the numbers, so an addition repeated after a flush counts twice."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._connection = ControlConnection(settings)
+    def __init__(self, settings: Settings, name: str = "redis_url") -> None:
+        """`name`: the setting of the server's URL; the event log's Redis is asked for its memory only."""
+        self._connection = ControlConnection(settings, name)
         self._counters = self._connection.key(KEY_COUNTERS)
         self._facts = self._connection.key(KEY_FACTS)
         self._bucket = self._connection.key(KEY_BUCKET)
@@ -38,13 +41,33 @@ class RedisCounters:
                 ("INFO", "memory"),
             ]
         )
-        return CountersRead(_totals(counts), _facts(facts), _tokens(bucket, time), _memory(memory))
+        problems: dict[str, str] = {}
+        return CountersRead(
+            _part("totals", problems, _totals, counts) or {},
+            _part("facts", problems, _facts, facts) or {},
+            _part("tokens", problems, _tokens, bucket, time),
+            _part("memory", problems, _memory, memory),
+            problems,
+        )
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         self._connection.call("SET", self._facts, json.dumps(facts), "PX", max(1, int(seconds * 1000)))
 
     def memory(self) -> tuple[int, int]:
         return _memory(self._connection.call("INFO", "memory"))
+
+
+def _part(name: str, problems: dict[str, str], read: Callable[..., _T], *answers: Any) -> _T | None:
+    """A part of what was read; None, and an entry in `problems`, if an answer was refused or can't be read."""
+    for answer in answers:
+        if isinstance(answer, StoreRefusesError):
+            problems[name] = str(answer)
+            return None
+    try:
+        return read(*answers)
+    except (KeyError, TypeError, ValueError) as error:
+        problems[name] = f"the answer of the control store (Redis) can't be read: {error!r}"
+        return None
 
 
 def _totals(found: Mapping[str, str]) -> dict[str, float]:

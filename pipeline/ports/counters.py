@@ -1,19 +1,23 @@
 """Counters that processes of all kinds add to. One process exports them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class CountersRead:
-    """All that a scrape shows of the server besides the control state, from one moment."""
+    """All that a scrape shows of the server besides the control state, from one moment.
+
+    A part that the server refuses, or that can't be read, is empty or None; `problems` says why, by the part's name.
+    """
 
     totals: Mapping[str, float]  # all counters
     facts: Mapping[str, Any]  # empty if they have expired
     # The bucket at its last request: tokens, seconds since then, and its rate; None if there was no request
     tokens: tuple[float, float, float] | None
-    memory: tuple[int, int]  # see Counters.memory
+    memory: tuple[int, int] | None  # see Counters.memory
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 class Counters(Protocol):
@@ -31,7 +35,7 @@ class Counters(Protocol):
         """
 
     def read(self) -> CountersRead:
-        """Everything, in one round trip."""
+        """Everything, in one round trip. A part that is refused does not keep the others from being read."""
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         """Replace the facts, which expire after `seconds`. Values are JSON values."""

@@ -10,7 +10,8 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.control_store.redis_counters import RedisCounters
-from pipeline.names import Mode
+from pipeline.errors import StoreRefusesError, StoreUnavailableError
+from pipeline.names import KEY_BUCKET, KEY_FACTS, Mode
 from pipeline.ports.counters import Counters
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
@@ -113,4 +114,41 @@ def test_a_scrape_reads_everything_in_one_round_trip(control_redis: Server) -> N
             found = counters.read()
         assert reads() - before == 5 + per_look
     assert (found.totals, found.facts, found.tokens) == ({"rows": 3.0}, {"a": 1}, None)
+    assert found.memory is not None
     assert found.memory[0] > 0
+
+
+def test_a_part_that_is_refused_or_unreadable_leaves_the_others(control_redis: Server) -> None:
+    # Given counters and a bucket, and a key of facts that has another type
+    settings = control_settings(control_redis.url)
+    rig, counters = redis_rig(settings), RedisCounters(settings)
+    rig.store.publish_rate(
+        base_rate=200.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.store.state().time, actor="test"
+    )
+    rig.bucket.take(needed=1, wanted=1, process="p")
+    counters.add({"rows": 3}, sender="s", number=1)
+    with redis.Redis.from_url(control_redis.url) as client:
+        client.rpush(settings.key_prefix + KEY_FACTS, "x")
+        # When all is read, then the rest is there, and the reason
+        found = counters.read()
+        assert (found.totals, found.facts, found.memory is None, found.tokens is None) == (
+            {"rows": 3.0},
+            {},
+            False,
+            False,
+        )
+        assert list(found.problems) == ["facts"]
+        assert "the control store (Redis) refuses: WRONGTYPE" in found.problems["facts"]
+        # And also beside a value that is no number
+        client.hset(settings.key_prefix + KEY_BUCKET, "tokens", "many")
+    found = counters.read()
+    assert (found.totals, found.tokens, set(found.problems)) == ({"rows": 3.0}, None, {"facts", "tokens"})
+
+
+def test_a_server_that_does_not_answer_is_asked_no_part(own_control_redis: Server) -> None:
+    counters = RedisCounters(control_settings(own_control_redis.url))
+    counters.read()
+    own_control_redis.kill()
+    with pytest.raises(StoreUnavailableError, match="does not answer") as raised:
+        counters.read()
+    assert not isinstance(raised.value, StoreRefusesError)

@@ -10,7 +10,7 @@ from pipeline import __version__
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.control_store.memory_counters import MemoryCounters
-from pipeline.errors import StoreUnavailableError
+from pipeline.errors import StoreRefusesError, StoreUnavailableError
 from pipeline.health.snapshot import STALE_PERIODS
 from pipeline.names import AlarmCode, Mode, Severity
 from pipeline.ports.control import Alarm, Consumption
@@ -40,13 +40,22 @@ class Rig:
             consumption=None if lag is None else Consumption(lag, 0, drain_rate, dict.fromkeys(lag, 7.0)),
         )
 
+    def collector(self) -> SystemCollector:
+        return SystemCollector(MetricsContext(self.settings, self.clock, self.store, self.counters, self.log_memory))
+
     def series(self) -> dict[str, float]:
-        context = MetricsContext(self.settings, self.clock, self.store, self.counters, self.log_memory)
         return {
             "|".join([sample.name, *sample.labels.values()]): sample.value
-            for metric in SystemCollector(context).collect()
+            for metric in self.collector().collect()
             for sample in metric.samples
         }
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
 
 
 def test_lag_by_partition_under_the_name_of_the_log() -> None:
@@ -176,3 +185,27 @@ def test_a_log_that_is_away_hides_nothing_else() -> None:
     assert "sluice_redis_memory_bytes|log" not in found
     assert found["sluice_lag_events"] == 1
     assert found["sluice_redis_memory_bytes|control"] == 0
+
+
+def test_a_refused_question_leaves_out_its_own_values_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a control server that refuses to read the control state
+    rig = Rig()
+    rig.publish(lag={0: 1})
+    rig.counters.add({"rows": 3}, sender="s", number=1)
+    refused = StoreRefusesError("the control store (Redis) refuses: WRONGTYPE")
+    state, rig.store.state = rig.store.state, raising(refused)  # type: ignore[method-assign]
+    collector = rig.collector()
+    # Then all that was answered is shown, and the one that was not is named in the log, once
+    for _ in range(3):
+        found = {sample.name for metric in collector.collect() for sample in metric.samples}
+        assert "sluice_drained_events_total" in found
+        assert "rate_limiter_rate_limit" not in found
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out of the metrics: the control state: {refused}"
+    ]
+    # And again after it was answered in between
+    rig.store.state = state  # type: ignore[method-assign]
+    assert len(list(collector.collect())) > len(found)
+    rig.store.state = raising(refused)  # type: ignore[method-assign]
+    list(collector.collect())
+    assert len(caplog.records) == 2
