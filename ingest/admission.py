@@ -14,7 +14,6 @@ its reserve: `_kept` is the number of tokens that it must leave in the lease, by
 """
 
 import asyncio
-import contextlib
 import math
 import os
 import socket
@@ -121,7 +120,7 @@ class Admission:
         "_drain_over", "_executor", "_fill", "_given_back", "_is_asking", "_is_running", "_kept", "_lease_rate",
         "_lease_version", "_left", "_level_not_before", "_limited_by", "_limited_since", "_live_processes", "_local",
         "_loop", "_low", "_lowest", "_metrics", "_process", "_publication", "_refused", "_settings", "_turns",
-        "_waiting", "_was_void", "is_quiet",
+        "_waiting", "_was_void", "bucket_problem", "is_quiet",
     )  # fmt: skip
 
     def __init__(
@@ -161,6 +160,7 @@ class Admission:
         self._limited_by = LimitedBy.RATE
         self._limited_since = clock.now()  # only shown
         self._local: bucket_flow.BucketState | None = None  # not None: the bucket is unavailable
+        self.bucket_problem = ""  # the error of its last call that failed
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start, take the first lease in advance, and renew the presence of this process from then on."""
@@ -446,11 +446,15 @@ class Admission:
 
     def _call(self, needed: int, wanted: int, returned: int, level: Level) -> tuple[int, Grant | None]:
         """Call the bucket, on the executor's thread. No grant: it is unavailable, or has a defect (see health)."""
-        with self._turns.turn(), contextlib.suppress(StoreUnavailableError):
-            grant = self._bucket.take(
-                needed=needed, wanted=wanted, process=self._process, returned=returned, level=level
-            )
-            return wanted, grant
+        with self._turns.turn():
+            try:
+                grant = self._bucket.take(
+                    needed=needed, wanted=wanted, process=self._process, returned=returned, level=level
+                )
+            except StoreUnavailableError as error:
+                self.bucket_problem = str(error)
+            else:
+                return wanted, grant
         return wanted, None
 
     def _on_answer(self, call: "asyncio.Future[tuple[int, Grant | None]]") -> None:

@@ -65,13 +65,14 @@ class HealthSources:
     wall: float  # seconds since the epoch, on this host's clock
     now: float
     control: ControlSnapshot | None  # None: the control store was never reached
-    is_store_unavailable: bool  # it did not respond to the last call
+    store_problem: str | None  # the error of the last call; None: it was answered
     settings: Settings
     log: LogStatus
     rate: float  # events/s admitted, as this process sees it
     available_permissions: int | None
-    is_local: bool  # the bucket does not respond
+    is_local: bool  # the bucket is unavailable
     loop_problems: tuple[str, ...] = ()  # problems of this process' own loops
+    bucket_problem: str = ""  # the error of the bucket's last call that failed
     process: str = ""  # its name in the reports of processes
     outlook: Outlook = _NO_OUTLOOK
     refusals: Refusals | None = None  # who was refused, if much is
@@ -100,6 +101,7 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
         bucket_tokens=None if tokens is None else min(tokens, capacity),
         bucket_capacity=float(capacity),
         is_bucket_unavailable=sources.is_local,
+        bucket_problem=sources.bucket_problem,
         is_log_full=sources.log.is_full,
         loop_problems=sources.loop_problems,
         process=sources.process,
@@ -109,10 +111,10 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
 
 
 def _store_problem(sources: HealthSources) -> str | None:
+    if sources.store_problem is not None:
+        return sources.store_problem
     if sources.control is None:
         return "it has not answered since this process began"
-    if sources.is_store_unavailable:
-        return "it did not answer the last call"
     age = sources.control.state_age_seconds(sources.now)
     if age > silent_seconds(sources.settings.regulate_seconds):
         return f"nothing was read from it for {age:.0f} s"

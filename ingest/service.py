@@ -33,6 +33,7 @@ from ingest.types import Lifecycle
 from pipeline.clock import Clock
 from pipeline.errors import SettingsError
 from pipeline.follower import ControlFollower, TroubleReporter, loop_troubles
+from pipeline.health.judge import what_it_does
 from pipeline.health.snapshot import Outlook
 from pipeline.keys import ApiKey
 from pipeline.loops import Loops
@@ -288,12 +289,13 @@ class IngestService:
             wall=self.clock.now(),
             now=now,
             control=self.follower.newest,
-            is_store_unavailable=self.follower.is_unavailable,
+            store_problem=self.follower.problem,
             settings=self.settings,
             log=self.appender.status(now),
             rate=self.admission.rate(now),
             available_permissions=self.admission.available(now),
             is_local=self.admission.is_local,
+            bucket_problem=self.admission.bucket_problem,
             loop_problems=tuple(self.loops.problems(now)),
             process=self.name,
             outlook=outlook,
@@ -325,7 +327,8 @@ class IngestService:
         elif log.is_full:
             found.append(Trouble(ProblemCode.LOG_FULL, "the event log is full"))
         if self.admission.is_local:
-            found.append(Trouble(ProblemCode.BUCKET_UNAVAILABLE, "the token bucket does not answer"))
+            does = what_it_does(self.admission.bucket_problem)
+            found.append(Trouble(ProblemCode.BUCKET_UNAVAILABLE, f"the token bucket {does}"))
         return found
 
     def sample_gauges(self) -> None:

@@ -94,6 +94,7 @@ class ControlFollower:
         self._newest: ControlSnapshot | None = None
         self._publication_age = Age()
         self._is_unavailable = False
+        self._problem: str | None = None
 
     def start(self) -> None:
         """Start following."""
@@ -117,8 +118,13 @@ class ControlFollower:
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether the store did not answer the last read."""
+        """Whether the store did not answer the last read, or refused it."""
         return self._is_unavailable
+
+    @property
+    def problem(self) -> str | None:
+        """The error of the last read; None: it was answered."""
+        return self._problem
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -171,6 +177,7 @@ class ControlFollower:
             said = state.time - state.rate.published_at
             published_at = now - self._publication_age.of(state.rate.published_at, said, now=now)
         self._newest = ControlSnapshot(state, now, published_at)
+        self._problem = None
         if self._is_unavailable:
             self._is_unavailable = False
             logger.info("the control store answers again", extra={"action": "control_back"})
@@ -178,6 +185,7 @@ class ControlFollower:
             self._on_state(state)
 
     def _note_unavailable(self, error: StoreUnavailableError) -> None:
+        self._problem = str(error)
         if not self._is_unavailable:
             self._is_unavailable = True
             logger.warning("%s", error, extra={"action": "control_away"})

@@ -36,11 +36,9 @@ from tasks.stopped import stops_again
 _logger = logging.getLogger(__name__)
 
 _KEPT = "This survives a Redis flush."
-_NOT_KEPT = (
-    "PostgreSQL does not answer. Sluice stores this there once it is back; a Redis flush before that would undo it."
-)
+_NOT_KEPT = "PostgreSQL could not store this. Sluice tries again until it can; a Redis flush before that would undo it."
 _NOT_ENDED = (
-    "PostgreSQL does not answer. Sluice stores the end there once it is back; a Redis flush before that would undo it."
+    "PostgreSQL could not store the end. Sluice tries again until it can; a Redis flush before that would undo it."
 )
 
 _DRY_RUN = "Dry run, nothing was changed."
@@ -307,7 +305,7 @@ def replay(context: WorkerContext, actor: str, limit: int, *, dry_run: bool) -> 
             context.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, actor=actor, why=words, data=data)
         except RecoverableError as error:
             _logger.warning("the replay is in no control event: %s", error, extra={"action": "replay_not_recorded"})
-            words += " Redis does not answer: the control events do not show this replay."
+            words += " The control store (Redis) could not record it: the control events do not show this replay."
     return words
 
 

@@ -108,7 +108,7 @@ class FormerLogs:
             unread = sum(max(0, end - stored.get(partition, 0)) for partition, end in log.ends.items())
             what = (
                 f"{unread:,} events of a former event log ({where}) were not stored when it was last seen, "
-                f"{duration(log.age_seconds)} ago; it is gone or does not answer"
+                f"{duration(log.age_seconds)} ago; it is gone or can't be read"
             )
             look_at = f"that log; if its events are given up, as the owner of the tables in PostgreSQL: {forget}"
         else:

@@ -101,12 +101,12 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
             is_kept = False
             _logger.warning("revoked in the mirror only: %s", error, extra={"action": "command_not_kept"})
     if not (is_mirrored or is_kept):
-        raise CommandError("PostgreSQL does not answer, and Redis does not have the keys now: nothing was revoked")
+        raise CommandError("neither PostgreSQL nor Redis could revoke them: nothing was revoked, try it again")
     names = ", ".join(sorted({key.name for key in found}))
     words = f"API keys revoked by {actor}: {', '.join(ids)} of {names}: {why}."
     if not is_kept:
         words += (
-            " PostgreSQL does not answer. Sluice deletes them there once it is back; a Redis flush before that would "
+            " PostgreSQL could not delete them. Sluice tries again until it can; a Redis flush before that would "
             "make them valid again."
         )
     else:
@@ -147,7 +147,7 @@ def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
         for key in keys
     ]
     if keys and asked is None:
-        lines.append("What operators set for accounts is unknown: Redis was flushed, or does not answer.")
+        lines.append("What operators set for accounts is unknown: Redis was flushed, or can't be read.")
     return "\n".join(lines) or "There are no API keys.", documents
 
 

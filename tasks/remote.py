@@ -18,7 +18,7 @@ from celery.worker.control import control_command, inspect_command
 
 from pipeline.__main__ import screen
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import RecoverableError, SluiceError, in_brief
+from pipeline.errors import RecoverableError, SluiceError, about_the_log, in_brief
 from pipeline.event_text import rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
@@ -176,7 +176,11 @@ def _lag(status: SystemStatus) -> Reply:
     known = status_document(status)
     document = {name: known[name] for name in ("consumerLag", "lagByPartition", "drainRate", "secondsToEmpty")}
     if lags is None:
-        return {"ok": "The lag is unknown: the event log does not answer.", "document": document}
+        problem = status.inputs.log_problem
+        why = (
+            "the event log does not say it for all partitions" if problem is None else about_the_log(in_brief(problem))
+        )
+        return {"ok": f"The lag is unknown: {why}.", "document": document}
     lines = [f"partition {partition}: {counted(lag, 'event')}" for partition, lag in sorted(lags.items())]
     stored = "unknown" if pace is None else rate_text(pace)
     lines.append(f"together: {counted(sum(lags.values()), 'event')}, stored: {stored}{_until_empty(status.inputs)}")

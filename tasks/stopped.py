@@ -193,12 +193,15 @@ def _decided(
         _logger.warning(
             "decided, but the control store does not have it: %s", error, extra={"action": "decision_not_told"}
         )
-        return " Redis does not answer: the pause still holds, lift it with `control resume_consumption`."
+        return (
+            " The control store (Redis) could not end the pause, which still holds: lift it with "
+            "`control resume_consumption`."
+        )
     try:
         context.operators.delete_pause(reason.value, partition)
     except RecoverableError as error:
         _logger.warning("not kept in PostgreSQL: %s", error, extra={"action": "command_not_kept"})
-        told += " PostgreSQL does not answer any more: the end of the pause is kept there once it is back."
+        told += " PostgreSQL could not store the end of the pause: Sluice tries again until it can."
     if any(pause.partition in (None, partition) for pause in context.control_store.state().pauses or ()):
         return f"{told} It stays paused for another reason: `inspect sluice` says which."
     return told

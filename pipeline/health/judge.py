@@ -46,8 +46,8 @@ _SAYS_WHO: Final = re.compile(
 _CANT_BE_USED: Final = re.compile(r"^the (?:control store|event log) \(\w+\) can't be used: *", re.I)
 # The same of an event log that answers, and takes no appends.
 _ACCEPTS_NONE: Final = re.compile(r"^the event log(?: \(\w+\))? accepts no events: *", re.I)
-# The start of the text of a control store that answers, and refuses what it is asked for.
-_REFUSES: Final = re.compile(r"^the control store \(\w+\) refuses: ", re.I)
+# The start of the text of a server that answers, and refuses what it is asked for.
+_REFUSES: Final = re.compile(r"^the (?:control store|event log) \(\w+\) refuses: ", re.I)
 
 _MOST: Final = 0.5  # more than this share is most of it
 _FULL: Final = 0.9  # of the rate: a bucket of whole events and the history's seconds make the rest
@@ -150,7 +150,7 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.log_problem is not None:
         cause, is_refused = _CANT_BE_USED.subn("", " ".join(inputs.log_problem.split()))
         cause, accepts_none = _ACCEPTS_NONE.subn("", cause)
-        what = f"can't be used ({cause})" if is_refused else "does not answer"
+        what = f"can't be used ({cause})" if is_refused else what_it_does(inputs.log_problem)
         page = "docs/replication.md" if "replica" in cause else "docs/links.md"
         where = page if is_refused else f"the log's server and the network to it{_it_says(cause)}"
         if accepts_none:
@@ -169,7 +169,7 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             f"the memory of the log's server, and why consumers are behind{_reported(inputs, ProblemCode.LOG_FULL)}",
         )
     if inputs.store_problem is not None:
-        does = _what_it_does(inputs.store_problem)
+        does = what_it_does(inputs.store_problem)
         yield Problem(
             ProblemCode.STORE_DOWN,
             Severity.DEGRADED,
@@ -181,8 +181,10 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         yield Problem(
             ProblemCode.BUCKET_UNAVAILABLE,
             Severity.DEGRADED,
-            "The token bucket (Redis) does not answer: each ingest process admits its share of the last known rate",
-            f"the server of REDIS_URL, and its memory limit{_reported(inputs, ProblemCode.BUCKET_UNAVAILABLE)}",
+            f"The token bucket (Redis) {what_it_does(inputs.bucket_problem)}: each ingest process admits its share of "
+            "the last known rate",
+            f"the server of REDIS_URL, and its memory limit{_reported(inputs, ProblemCode.BUCKET_UNAVAILABLE)}"
+            f"{_it_says(inputs.bucket_problem)}",
         )
     for alarm in _of_other_processes(inputs):
         then, look_at = _ELSEWHERE[alarm.code]
@@ -197,13 +199,14 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         yield Problem(
             ProblemCode.DATABASE_SILENT,
             Severity.DEGRADED,
-            sentence(f"{inputs.sink} did not answer: dead letters are not counted"),
+            sentence(f"{inputs.sink} could not be read: dead letters are not counted"),
             f"{inputs.sink}; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
         )
 
 
-def _what_it_does(store_problem: str) -> str:
-    return "refuses requests" if _REFUSES.match(store_problem) else "does not answer"
+def what_it_does(problem: str) -> str:
+    """What a server does, by the error that an adapter raised."""
+    return "refuses requests" if _REFUSES.match(problem) else "does not answer"
 
 
 def _of_other_processes(inputs: HealthInputs) -> Iterator[Alarm]:
@@ -360,9 +363,9 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
     if alarm is not None:
         return alarm.what, alarm.look_at
     if inputs.store_problem is not None:
-        return f"drains need the control store, which {_what_it_does(inputs.store_problem)}", "the server of REDIS_URL"
+        return f"drains need the control store, which {what_it_does(inputs.store_problem)}", "the server of REDIS_URL"
     if inputs.log_problem is not None and not _ACCEPTS_NONE.match(inputs.log_problem):
-        return "drains need the event log, which does not answer", "the log's server"
+        return f"drains need the event log, which {what_it_does(inputs.log_problem)}", "the log's server"
     if inputs.is_controller_silent:
         return (
             "the controller is silent too, so that no worker may run",
@@ -491,14 +494,12 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
     if inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return "the open breaker allows only the lowest rate", f"{inputs.sink}: it fails"
     if inputs.store_problem is not None or inputs.is_bucket_unavailable:
-        return (
-            "the token bucket does not answer, and ingest uses the last known rate, which falls",
-            "the server of REDIS_URL",
-        )
+        does = what_it_does(inputs.store_problem or inputs.bucket_problem)
+        return f"the token bucket {does}, and ingest uses the last known rate, which falls", "the server of REDIS_URL"
     reporters = _reporters(inputs, ProblemCode.BUCKET_UNAVAILABLE)
     if reporters:
         return (
-            "the token bucket does not answer some ingest processes, which admit their share of the last known rate",
+            "some ingest processes can't use the token bucket, and admit their share of the last known rate",
             f"the server of REDIS_URL, and the network to it; {reporters}",
         )
     if inputs.override is None and _limits_of_accounts(inputs, traffic):
@@ -512,12 +513,13 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
 
 def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
     if inputs.log_problem is not None:
-        what = "accepts no events" if _ACCEPTS_NONE.match(inputs.log_problem) else "does not answer"
+        problem = inputs.log_problem
+        what = "accepts no events" if _ACCEPTS_NONE.match(problem) else what_it_does(problem)
         return f"the event log {what}", "the event log's server"
     if inputs.is_log_full:
         return "the event log is full", "the memory of the log's server"
     for code, why in (
-        (ProblemCode.LOG_DOWN, "the event log does not answer some ingest processes"),
+        (ProblemCode.LOG_DOWN, "some ingest processes can't use the event log"),
         (ProblemCode.LOG_FULL, "the event log is full, as some ingest processes report"),
     ):
         reporters = _reporters(inputs, code)

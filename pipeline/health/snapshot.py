@@ -112,6 +112,7 @@ class HealthInputs:
     bucket_tokens: float | None = None
     bucket_capacity: float | None = None
     is_bucket_unavailable: bool = False  # as this process found; what others found is among the alarms
+    bucket_problem: str = ""  # the error of its last call that failed
     is_log_full: bool = False  # likewise
     loop_problems: tuple[str, ...] = ()  # problems with the loops of the process that made this
     process: str = ""  # the process that made this, by its name in reports

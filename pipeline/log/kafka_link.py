@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.account import is_loopback
 from pipeline.clock import Clock
 from pipeline.log.kafka_encoding import ResponseReader, blob, string
-from pipeline.log.kafka_security import READABLE, KafkaRefusedError, KafkaSecurity, Sasl
+from pipeline.log.kafka_security import READABLE, KafkaAnsweredError, KafkaRefusedError, KafkaSecurity, Sasl
 
 CLIENT_ID: Final = "sluice"
 FRAME_BYTES_MAX: Final = 16 << 20  # of a response; those requested here have some kilobytes
@@ -120,7 +120,7 @@ class KafkaLink:
         if error == _NO_SASL:
             raise KafkaRefusedError("its listener has no SASL: leave KAFKA_SASL_MECHANISM empty, or use another port")
         if error:
-            raise ValueError(f"SaslHandshake fails with error {error}")
+            raise KafkaAnsweredError(f"SaslHandshake fails with error {error}")
         conversation = sasl.conversation(self._left(deadline))
         token: bytes | None = next(conversation)
         while token is not None:
@@ -129,7 +129,7 @@ class KafkaLink:
             if error == _WRONG_PASSWORD:
                 raise KafkaRefusedError(sasl.refusal)
             if error:
-                raise ValueError(f"SaslAuthenticate fails with error {error} {message}")
+                raise KafkaAnsweredError(f"SaslAuthenticate fails with error {error} {message}")
             token = _next_token(conversation, answer.blob())
             session_ms = answer.int64()  # 0: no end
             if session_ms > 0:

@@ -24,6 +24,10 @@ class KafkaRefusedError(Exception):
     """A broker and this client don't accept each other: TLS, or SASL. The message says what to change."""
 
 
+class KafkaAnsweredError(ValueError):
+    """A broker answers with an error code that does not say what to change."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sasl:
     """Who this client is for Kafka."""

@@ -16,7 +16,7 @@ from pipeline.clock import Clock
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError
 from pipeline.log.kafka_encoding import ResponseReader, array, string, uint
 from pipeline.log.kafka_link import FRAME_BYTES_MAX, KafkaLink
-from pipeline.log.kafka_security import NO_SECURITY, KafkaRefusedError, KafkaSecurity
+from pipeline.log.kafka_security import NO_SECURITY, KafkaAnsweredError, KafkaRefusedError, KafkaSecurity
 
 T = TypeVar("T")
 
@@ -478,7 +478,8 @@ class KafkaWire:
             else:
                 self._silent.discard(candidate)
                 return answer
-        what = "can't be used" if isinstance(failure, KafkaRefusedError) else "does not answer"
+        what = "refuses" if isinstance(failure, KafkaAnsweredError) else "does not answer"
+        what = "can't be used" if isinstance(failure, KafkaRefusedError) else what
         raise LogUnavailableError(f"the event log (Kafka) {what}: {failure}") from failure
 
     def _candidates(self) -> list[tuple[str, int]]:

@@ -54,7 +54,7 @@ class AofRewrite:
                 except ResponseError as error:
                     reason = str(error)
                 except (RedisError, OSError) as error:
-                    raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+                    raise connection.unavailable(error) from error
                 else:
                     return
         if "in progress" not in reason:  # another process was faster

@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
 from pipeline.lua_script import LuaScript
-from pipeline.redis_link import explained, make_pool
+from pipeline.redis_link import explained, has_answered, make_pool, what_it_does
 from pipeline.settings import Settings
 
 _REPLICA: Final = re.compile(rb"slave\d+")  # INFO's name of a replica, and of its line
@@ -98,7 +98,8 @@ class RedisConnection:
             raise
         except (RedisError, OSError) as error:
             why = explained(error, self._settings, "event_log_url")
-            what = "can't be reached" if why == str(error) else "can't be used"
+            what = "refuses" if has_answered(error) else "can't be reached"
+            what = what if why == str(error) else "can't be used"
             raise LogUnavailableError(f"the event log (Redis) {what}: {why}") from error
         try:
             yield Wire(connection, self._answer_seconds_max)
@@ -111,7 +112,7 @@ class RedisConnection:
             try:
                 return wire.ask_facts()
             except (RedisError, OSError) as error:
-                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+                raise self.unavailable(error) from error
 
     def call(self, *command: str | bytes | int) -> Any:
         """Run one command that has no partial result. Raises LogUnavailableError, OtherServerError."""
@@ -119,7 +120,7 @@ class RedisConnection:
             try:
                 return wire.call(*command)
             except (RedisError, OSError) as error:
-                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+                raise self.unavailable(error) from error
 
     def run(self, script: LuaScript, keys: list[str], arguments: list[str]) -> Any:
         """Run a script that has no partial result. Raises LogUnavailableError, OtherServerError."""
@@ -127,7 +128,12 @@ class RedisConnection:
             try:
                 return wire.run(script, [*keys, *arguments], key_count=len(keys))
             except (RedisError, OSError) as error:
-                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+                raise self.unavailable(error) from error
+
+    def unavailable(self, error: Exception) -> LogUnavailableError:
+        """What a call raises that has failed and wrote nothing: an error that the server has sent is no silence."""
+        why = explained(error, self._settings, "event_log_url")
+        return LogUnavailableError(f"the event log (Redis) {what_it_does(error)}: {why}")
 
     def close(self) -> None:
         """Disconnect; idempotent. A later call connects again."""

@@ -4,7 +4,7 @@ import uuid
 
 from redis.exceptions import RedisError
 
-from pipeline.errors import LogMisconfiguredError, LogUnavailableError
+from pipeline.errors import LogMisconfiguredError
 from pipeline.log.redis_connection import RedisConnection, RedisFacts
 from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.log.redis_replicas import missing_replicas
@@ -49,7 +49,7 @@ class RedisServerLog:
                         self._created_log_id = made
                     text = wire.call("GET", self._keys.log_id)
             except (RedisError, OSError) as error:
-                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+                raise connection.unavailable(error) from error
         log_id = (text or b"").decode(errors="replace")
         count = log_id.rpartition(".")[2]
         if not count.isdecimal() or int(count) < 1:

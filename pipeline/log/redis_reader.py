@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from pipeline.errors import LogGapError, LogRestartedError, LogUnavailableError
+from pipeline.errors import LogGapError, LogRestartedError
 from pipeline.log.redis_connection import OtherServerError, RedisConnection, Wire
 from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.ports.log import LogBatch
@@ -50,7 +50,7 @@ class RedisReader:
         except OtherServerError as error:
             raise LogRestartedError(f"the event log's {error}") from error
         except (RedisError, OSError) as error:
-            raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+            raise self._connection.unavailable(error) from error
 
     def _exchange(
         self, wire: Wire, log_id: str, offsets: Mapping[int, int], records_max: int, wait_seconds: float

@@ -17,7 +17,7 @@ from pipeline.errors import (
     LogUnavailableError,
 )
 from pipeline.log.redis_streams import RedisStreamsLog
-from pipeline.names import AlarmCode, PauseReason
+from pipeline.names import KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM, AlarmCode, PauseReason
 from pipeline.settings import Settings
 from stack.servers import Server
 from support.event_logs import (
@@ -436,3 +436,24 @@ def test_a_large_group_of_large_records(rig: RedisRig) -> None:
     for partition in range(4):
         log.commit(log.identity().log_id, partition, 75)
     assert [p.begin for p in log.positions()] == [75] * 4
+
+
+def test_an_error_that_redis_answers_is_a_refusal_and_no_silence(rig: RedisRig) -> None:
+    # Given a log whose keys are of another type
+    log = rig.open()
+    recovered(partial(log.append, [(0, b"x")]))
+    with rig.client() as client:
+        for name in (f"{KEY_LOG_STREAM}:0", KEY_LOG_ENDS):
+            key = rig.settings.key_prefix + name
+            client.delete(key)
+            client.rpush(key, "x")
+    # Then each call says that it is refused
+    for call in (lambda: log.read(0, 0, records_max=1, wait_seconds=0.0), log.positions):
+        with pytest.raises(LogUnavailableError, match=r"^the event log \(Redis\) refuses: WRONGTYPE"):
+            call()
+    # And so does a log whose id has another type
+    with rig.client() as client:
+        client.delete(rig.settings.key_prefix + KEY_LOG_ID)
+        client.rpush(rig.settings.key_prefix + KEY_LOG_ID, "x")
+    with pytest.raises(LogUnavailableError, match=r"^the event log \(Redis\) refuses: WRONGTYPE"):
+        rig.open().identity()

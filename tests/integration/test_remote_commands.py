@@ -326,9 +326,9 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
         "FROM control_bands"  # fmt: skip
     rig.postgres.kill()
     try:
-        assert "Sluice stores this there once it is back" in rig.control("pause_consumption", "an", "outage")
-        assert "Sluice stores this there once it is back" in rig.control("set_rate_limit", "300", "600")
-        assert "Sluice stores this there once it is back" in rig.control("set_bands", "5000", "20000")
+        assert "PostgreSQL could not store this" in rig.control("pause_consumption", "an", "outage")
+        assert "PostgreSQL could not store this" in rig.control("set_rate_limit", "300", "600")
+        assert "PostgreSQL could not store this" in rig.control("set_bands", "5000", "20000")
         assert PauseReason.OPERATOR in rig.reasons()
     finally:
         rig.postgres.start()
@@ -345,7 +345,7 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
     rig.postgres.kill()
     try:
         for command in ("resume_consumption", "clear_rate_limit", "reset_bands"):
-            assert "Sluice stores the end there once it is back" in rig.control(command)
+            assert "PostgreSQL could not store the end" in rig.control(command)
     finally:
         rig.postgres.start()
     wait_until(lambda: ask(rig.postgres.url, saved) == [(0, 0, 0)], "all is forgotten")

@@ -162,8 +162,8 @@ def test_what_postgresql_missed_is_stored_once_it_is_back(parts: Any, caplog: py
     set_limit("192.0.2.9", "9")
     parts.operators.is_unavailable = True
     with caplog.at_level(logging.WARNING):
-        assert "Sluice stores this there once it is back" in set_limit(ACCOUNT, "5")["ok"]
-        assert "Sluice stores the end" in remote.clear_account_limit(None, words=("192.0.2.9",))["ok"]
+        assert "PostgreSQL could not store this" in set_limit(ACCOUNT, "5")["ok"]
+        assert "PostgreSQL could not store the end" in remote.clear_account_limit(None, words=("192.0.2.9",))["ok"]
         set_limit("192.0.2.8", "88")
     # When it is back
     parts.operators.is_unavailable = False

@@ -28,7 +28,7 @@ HEALTH = HealthSources(
     wall=NOW,
     now=1000.0,
     control=ControlSnapshot(STATE, read_at=999.5, published_at=998.0),
-    is_store_unavailable=False,
+    store_problem=None,
     settings=Settings(),
     log=LogStatus(answers=True, is_full=False, problem=None),
     rate=800.0,

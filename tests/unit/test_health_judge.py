@@ -30,6 +30,9 @@ GAP = Pause(PauseReason.LOG_GAP, 5, NOW - 10, "worker/2", "a hole", partition=3)
 POISONED = Pause(PauseReason.POISON, 6, NOW - 10, "worker/2", "a batch", partition=1)
 NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="quota")
 
+STORE_REFUSES = "the control store (Redis) refuses: WRONGTYPE Operation against a key holding the wrong kind of value"
+LOG_REFUSES = "the event log (Redis) refuses: WRONGTYPE Operation against a key holding the wrong kind of value"
+
 
 @pytest.mark.parametrize(
     ("changes", "worst", "words"),
@@ -66,6 +69,7 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
         ({"mode": Mode.DEGRADED, "lag": 16_000}, "degraded", ("16,000 events wait", "about 20 s", "now 800/s")),
         ({"mode": Mode.CRITICAL, "lag": 60_000, "drain_rate": 0.0}, "critical", ("far behind", "at 0, the workers")),
         ({"log_problem": "refused"}, "critical", ("event log (redis) does not answer", "refused")),
+        ({"log_problem": LOG_REFUSES}, "critical", ("event log (redis) refuses requests", "it says: WRONGTYPE")),
         (  # a log that answers is not called silent
             {"log_problem": "the event log (Redis) accepts no events: MISCONF Errors writing to the AOF file"},
             "critical",
@@ -199,6 +203,7 @@ def test_what_a_part_said_is_said_once() -> None:
         ({"controller_age": None, "mode": Mode.UNKNOWN}, "the controller is silent too"),
         ({"store_problem": "refused", "mode": Mode.UNKNOWN}, "drains need the control store, which does not answer"),
         ({"log_problem": "refused"}, "drains need the event log, which does not answer"),
+        ({"log_problem": LOG_REFUSES}, "drains need the event log, which refuses requests"),
     ],
 )
 def test_events_that_wait_while_none_is_stored_are_critical_however_few(changes: dict[str, Any], words: str) -> None:
@@ -242,6 +247,8 @@ def test_a_partition_that_has_stored_lately_is_well() -> None:
         ({"mode": Mode.UNKNOWN, "controller_age": 60.0}, "the controller is silent, and the rate falls"),
         ({"breaker": BreakerState.OPEN, "pauses": (BREAKER,)}, "the open breaker allows only the lowest rate"),
         ({"is_bucket_unavailable": True}, "the token bucket does not answer"),
+        ({"is_bucket_unavailable": True, "bucket_problem": STORE_REFUSES}, "the token bucket refuses requests"),
+        ({"store_problem": STORE_REFUSES}, "the token bucket refuses requests"),
         ({"store_problem": "refused"}, "the token bucket does not answer"),
     ],
 )
@@ -268,6 +275,7 @@ def test_a_policy_that_does_not_judge_by_the_lag_gives_its_own_reason(reason: st
     ("changes", "why"),
     [
         ({"log_problem": "refused"}, "the event log does not answer"),
+        ({"log_problem": LOG_REFUSES}, "the event log refuses requests"),
         ({"is_log_full": True}, "the event log is full"),
         ({}, "ingest was unavailable (503)"),
     ],

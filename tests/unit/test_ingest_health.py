@@ -13,6 +13,7 @@ from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, Pause, PublishedRate
 from support.control import control_settings
 
+REFUSED = "the control store (Redis) refuses: the user of REDIS_URL has no right for this (NOPERM)"
 RATE = PublishedRate(
     version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=100.0, lag_known_at=100.0
 )
@@ -21,7 +22,7 @@ WELL = HealthSources(
     wall=1_700_000_000.0,
     now=1000.0,
     control=ControlSnapshot(STATE, read_at=999.5, published_at=998.0),
-    is_store_unavailable=False,
+    store_problem=None,
     settings=control_settings("redis://nowhere", event_log_url="kafka://nowhere:1"),
     log=LogStatus(answers=True, is_full=False, problem=None),
     rate=800.0,
@@ -80,8 +81,14 @@ def test_all_is_well() -> None:
         (replace(WELL, log=LogStatus(answers=False, is_full=False, problem="gone")), "critical", "does not answer"),
         (replace(WELL, log=LogStatus(answers=True, is_full=True, problem=None)), "critical", "full"),
         (replace(WELL, is_local=True), "degraded", "bucket (Redis) does not answer"),
+        (replace(WELL, is_local=True, bucket_problem=REFUSED), "degraded", "bucket (Redis) refuses requests"),
         (replace(WELL, control=None), "degraded", "control store (Redis) does not answer"),
-        (replace(WELL, is_store_unavailable=True), "degraded", "control store (Redis) does not answer"),
+        (replace(WELL, store_problem=REFUSED), "degraded", "control store (Redis) refuses requests"),
+        (
+            replace(WELL, store_problem="the control store (Redis) does not answer: Timeout"),
+            "degraded",
+            "control store (Redis) does not answer",
+        ),
         (
             replace(WELL, control=ControlSnapshot(STATE, read_at=980.0, published_at=978.0)),
             "degraded",
@@ -120,7 +127,11 @@ def test_all_reasons_are_told() -> None:
 
 
 def test_where_the_log_is_down_too_clients_get_503_and_that_is_not_unknown() -> None:
-    sources = replace(WELL, is_store_unavailable=True, log=LogStatus(answers=False, is_full=False, problem="gone"))
+    sources = replace(
+        WELL,
+        store_problem="the control store (Redis) does not answer: Timeout",
+        log=LogStatus(answers=False, is_full=False, problem="gone"),
+    )
     assert health_document(sources)["status"] == "critical"
 
 

@@ -127,7 +127,7 @@ def test_without_what_redis_knows_the_keys_are_listed_and_their_limits_are_unkno
     assert "no limit" not in of_limited
     assert "limit unknown" in of_limited
     assert "at most 7/s" in of_other
-    assert last == "What operators set for accounts is unknown: Redis was flushed, or does not answer."
+    assert last == "What operators set for accounts is unknown: Redis was flushed, or can't be read."
     assert [document["id"] for document in documents] == [other, limited]
 
 
@@ -187,7 +187,7 @@ def test_without_postgresql_no_key_is_made_and_one_is_revoked_at_once() -> None:
     with pytest.raises(SinkUnavailableError):
         create(parts, "other")
     said = key_commands.revoke(parts, "bob@host", "shop", "lost")
-    assert "PostgreSQL does not answer" in said
+    assert "PostgreSQL could not delete them" in said
     assert "Ingest processes know it once" not in said  # they know it already
     assert parts.mirrored() == set()
     # When PostgreSQL is back, the next tick deletes it there, and not the other way round

@@ -63,3 +63,12 @@ def test_after_a_malformed_answer_the_next_broker_is_asked() -> None:
         assert was_first_asked.wait(WAIT_SECONDS_MAX)
         assert was_second_asked.wait(WAIT_SECONDS_MAX)
         wire.close()
+
+
+def test_an_error_code_about_sasl_is_a_refusal_and_no_silence() -> None:
+    with answering(lambda correlation: frame(correlation + struct.pack(">hi", 35, 0))) as (address, _):
+        security = KafkaSecurity(sasl=Sasl("SCRAM-SHA-256", "u", "p"))
+        wire = KafkaWire([address], call_seconds_max=5.0, clock=CLOCK, security=security)
+        with pytest.raises(LogUnavailableError, match=r"\(Kafka\) refuses: SaslHandshake fails with error 35"):
+            wire.topic("t")
+        wire.close()

@@ -1059,7 +1059,7 @@ def test_what_only_one_ingest_process_knows_is_the_health_of_the_system_everywhe
             wall=system.clock.now(),
             now=now,
             control=ControlSnapshot(system.rig.store.state(), read_at=now, published_at=now),
-            is_store_unavailable=False,
+            store_problem=None,
             settings=system.rig.settings,
             log=LogStatus(answers=True, is_full=False, problem=None),
             rate=1000.0,

@@ -209,7 +209,14 @@ _LAGGING = replace(HEALTHY, lag=1612, lag_by_partition={1: 1600, 0: 12})
             "together: 1,612 events, stored: 800/s; consumption is paused: `inspect sluice` says why",
         ),
         ({"lag": 0, "lag_by_partition": {0: 0, 1: 0}}, "together: 0 events, stored: 800/s"),
-        ({"lag": None, "lag_by_partition": None}, "The lag is unknown: the event log does not answer."),
+        (
+            {"lag": None, "lag_by_partition": None},
+            "The lag is unknown: the event log does not say it for all partitions.",
+        ),
+        (
+            {"lag": None, "lag_by_partition": None, "log_problem": "the event log (Redis) refuses: WRONGTYPE"},
+            "The lag is unknown: the event log (Redis) refuses: WRONGTYPE.",
+        ),
     ],
 )
 def test_inspect_lag_says_when_it_will_be_empty(changes: dict[str, Any], last_line: str) -> None:

@@ -40,16 +40,16 @@ ABOUT_POSTGRESQL = (
     "%s: PostgreSQL: %s (docs/database.md)",
     "Workers for batches do not start, because PostgreSQL allows too few sessions: ",
     "PostgreSQL has these changes now: %s",
-    "PostgreSQL does not answer. Sluice stores this there once it is back; a Redis flush before that would undo it.",
-    "PostgreSQL does not answer. Sluice stores the end there once it is back; a Redis flush before that would undo it.",
+    "PostgreSQL could not store this. Sluice tries again until it can; a Redis flush before that would undo it.",
+    "PostgreSQL could not store the end. Sluice tries again until it can; a Redis flush before that would undo it.",
     "not kept in PostgreSQL: %s",
-    " PostgreSQL does not answer any more: the end of the pause is kept there once it is back.",
+    " PostgreSQL could not store the end of the pause: Sluice tries again until it can.",
     "that log; if its events are given up, as the owner of the tables in PostgreSQL: ",
     # API keys are kept there too.
-    " PostgreSQL does not answer. Sluice deletes them there once it is back; a Redis flush before that would make them "
+    " PostgreSQL could not delete them. Sluice tries again until it can; a Redis flush before that would make them "
     "valid again.",
     "neither PostgreSQL nor Redis has the keys now: ",
-    "PostgreSQL does not answer, and Redis does not have the keys now: nothing was revoked",
+    "neither PostgreSQL nor Redis could revoke them: nothing was revoked, try it again",
     " Ingest processes know it once PostgreSQL and Redis both answer.",
     "revoked in PostgreSQL only: %s",
     "INGEST_KEYS needs the control store and PostgreSQL",
