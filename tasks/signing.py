@@ -10,6 +10,7 @@ import datetime
 import os
 import sys
 import uuid
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,9 @@ from tasks.dropped import note_dropped
 SERIALIZER: Final = "auth"  # Celery's name
 _CONTENT_TYPE: Final = "application/data"  # likewise
 REFUSED: Final = "refused"  # key in the answer of a worker that takes a command for a repeated one
-SENT: Final = "sent"  # argument of every signed remote command: when it was sent, and a number that no other has
+# Argument of every signed remote command: when it was sent, to which system, and a number that no other has.
+SENT: Final = "sent"
+ANSWERS: Final = "answers"  # key in every signed answer: the ticket of the command that it answers
 COMMAND_SECONDS_MAX: Final = 60.0  # between the sender's clock and the receiver's; an older command is a repeated one
 _FUTURE: Final = 2 * COMMAND_SECONDS_MAX  # a sender's clock may be ahead: so long a command could be repeated
 _KEY_BITS: Final = 2048  # a signature takes 0.7 ms; with 3072 bits, 2 ms
@@ -148,22 +151,25 @@ def stamped(arguments: dict[str, Any] | None, settings: Settings) -> dict[str, A
     """The arguments of a remote command, with what makes it a command of its own if it is signed."""
     if not is_on(settings):
         return arguments or {}
-    return {**(arguments or {}), SENT: {"at": SystemClock().now(), "id": uuid.uuid4().hex}}
+    sent = {"at": SystemClock().now(), "id": uuid.uuid4().hex, "prefix": settings.key_prefix}
+    return {**(arguments or {}), SENT: sent}
 
 
 @dataclass
 class Freshness:
-    """Which commands a worker has seen lately: a signed command is valid once."""
+    """Which commands a worker has seen lately: a signed command is valid once, in one system."""
 
     clock: Clock = field(default_factory=SystemClock)
     _seen: dict[str, float] = field(default_factory=dict)  # id -> when it was seen, monotonic
 
-    def problem(self, sent: Any) -> str | None:
-        """Why a command is not carried out; None if it is new."""
+    def problem(self, sent: Any, key_prefix: str) -> str | None:
+        """Why a command is not carried out; None if it is new, and for the system with this KEY_PREFIX."""
         try:
-            age, number = self.clock.now() - float(sent["at"]), str(sent["id"])
+            age, number, prefix = self.clock.now() - float(sent["at"]), str(sent["id"]), str(sent["prefix"])
         except (TypeError, KeyError, ValueError):
-            return "it does not say when it was sent"
+            return "it does not say when and to which system it was sent"
+        if prefix != key_prefix:
+            return f"it was sent to the system with KEY_PREFIX={prefix!r}, and this one has {key_prefix!r}"
         if not abs(age) <= COMMAND_SECONDS_MAX:
             return f"it was sent {age:.0f} s ago, by the clock of its sender: it is repeated, or a clock is wrong"
         now = self.clock.monotonic()
@@ -190,7 +196,8 @@ class SluiceNode(Node):
         """Carry out a command."""
         arguments = dict(arguments or {})
         sent = arguments.pop(SENT, None)
-        problem = self._freshness.problem(sent) if is_on(settings_of(self._app)) else None
+        settings = settings_of(self._app)
+        problem = self._freshness.problem(sent, settings.key_prefix) if is_on(settings) else None
         if problem is not None:
             note_dropped(DropReason.REPEATED, f"the remote command {method}: {problem}")
             return {"error": f"refused: {problem}", REFUSED: True}
@@ -198,9 +205,43 @@ class SluiceNode(Node):
 
 
 class SluiceMailbox(Mailbox):
-    """Celery's mailboxes, with the node above."""
+    """Celery's mailboxes, with the node above.
+
+    Where messages are signed, an answer counts for one command only. Kombu has the ticket in a header, which is not
+    signed: so a recorded answer would count for any later command.
+    """
 
     node_cls = SluiceNode
+
+    @property
+    def _is_signed(self) -> bool:
+        return self.serializer == SERIALIZER
+
+    def _publish_reply(self, reply: Any, exchange: Any, routing_key: str, ticket: str, *args: Any, **opts: Any) -> None:
+        """Send an answer."""
+        if self._is_signed:
+            reply = {**reply, ANSWERS: ticket}
+        super()._publish_reply(reply, exchange, routing_key, ticket, *args, **opts)
+
+    def _collect(
+        self, ticket: str, limit: Any = None, timeout: float = 1, callback: Any = None, *args: Any, **options: Any
+    ) -> Any:
+        """Wait for answers, and return them."""
+        if not self._is_signed:
+            return super()._collect(ticket, limit, timeout, callback, *args, **options)
+        found: list[dict[str, Any]] = []
+
+        def take(reply: dict[str, Any]) -> None:
+            if reply.pop(ANSWERS, None) == ticket:
+                found.append(reply)
+                if callback is not None:
+                    callback(reply)
+
+        collected: Any = super()._collect(ticket, limit, timeout, take, *args, **options)
+        if isinstance(collected, deque):  # they came while another command was waited for, and were not taken yet
+            for reply in collected:
+                take(reply)
+        return found
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

@@ -58,9 +58,9 @@ PRETENDED = [
 ]
 
 
-def _pretended(kind: str, content_type: str | None, encoding: str) -> tuple[str, str]:
+def _pretended(kind: str, content_type: str | None, encoding: str, prefix: str) -> tuple[str, str]:
     """A task and a remote command that are not signed, as they are in Redis."""
-    sent = {"at": SystemClock().now(), "id": uuid.uuid4().hex}
+    sent = {"at": SystemClock().now(), "id": uuid.uuid4().hex, "prefix": prefix}
     pause = {"ticket": uuid.uuid4().hex, "by": "eve", signing.SENT: sent}
     command = {"method": "pause_consumption", "arguments": pause, "destination": None}
     bodies: list[Any] = [[[], {}, {}], command]
@@ -138,7 +138,7 @@ def test_only_those_with_a_key_can_give_work_and_commands(
             assert "dropped a message from the queue (unsigned)" in worker.log()
         # And so is what pretends to need no decoding: kombu takes some types and bodies as they are
         for number, (kind, content_type, encoding) in enumerate(PRETENDED):
-            task, command = _pretended(kind, content_type, encoding)
+            task, command = _pretended(kind, content_type, encoding, broker.prefix)
             broker.client.lpush(f"{broker.prefix}control", task)
             broker.client.publish(broker.prefix + CHANNEL, command)
             expected = 6 + 3 * (number + 1)

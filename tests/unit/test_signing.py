@@ -1,6 +1,7 @@
 """Keys for signed messages, what is refused about them by name, and commands that are sent again."""
 
 import stat
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ import click
 import pytest
 from celery.app.control import Control
 from celery.exceptions import SecurityError
+from kombu import Connection
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.serialization import register
 
 from beat_schedule import beat_schedule
 from pipeline.errors import SettingsError
@@ -20,6 +23,9 @@ from tasks import remote_client, signing
 from tasks.app import make_app
 from tasks.consumer import OURS
 from tasks.signing import COMMAND_SECONDS_MAX, SENT, Freshness
+
+PREFIX = Settings().key_prefix
+HERE = {"prefix": PREFIX}
 
 
 def signed(folder: Path, name: str = "worker") -> Settings:
@@ -127,22 +133,29 @@ class Hands:
 def test_a_command_is_carried_out_once_and_not_late() -> None:
     clock = Hands()
     freshness = Freshness(clock)
-    sent = {"at": 1000.0, "id": "one"}
-    assert freshness.problem(sent) is None
-    assert freshness.problem(dict(sent)) == "it was carried out before"
-    assert freshness.problem({"at": 1000.0, "id": "two"}) is None
+    sent = {"at": 1000.0, "id": "one"} | HERE
+    assert freshness.problem(sent, PREFIX) is None
+    assert freshness.problem(dict(sent), PREFIX) == "it was carried out before"
+    assert freshness.problem({"at": 1000.0, "id": "two"} | HERE, PREFIX) is None
     clock.wall = clock.mono = 1000.0 + COMMAND_SECONDS_MAX + 1
-    assert "it was sent 61 s ago" in str(freshness.problem({"at": 1000.0, "id": "three"}))
-    assert "sent -61 s ago" in str(freshness.problem({"at": clock.wall + 61, "id": "four"}))
+    assert "it was sent 61 s ago" in str(freshness.problem({"at": 1000.0, "id": "three"} | HERE, PREFIX))
+    assert "sent -61 s ago" in str(freshness.problem({"at": clock.wall + 61, "id": "four"} | HERE, PREFIX))
 
 
-@pytest.mark.parametrize("sent", [None, {}, {"at": "x", "id": "1"}, {"at": 1.0}, 7, {"at": None, "id": "1"}])
+def test_a_command_to_one_system_is_not_carried_out_by_another() -> None:
+    on = Settings(signing_key_file="k", signing_cert_file="c", signing_cert_folder="f", key_prefix="shop:")
+    sent = signing.stamped(None, on)[SENT]
+    assert "was sent to the system with KEY_PREFIX='shop:'" in str(Freshness().problem(sent, PREFIX))
+    assert Freshness().problem(sent, "shop:") is None
+
+
+@pytest.mark.parametrize("sent", [None, {}, {"at": "x", "id": "1"}, {"at": 1.0}, 7, {"at": 1.0, "id": "1"}])
 def test_a_command_without_its_time_is_refused(sent: Any) -> None:
-    assert Freshness(Hands()).problem(sent) == "it does not say when it was sent"
+    assert Freshness(Hands()).problem(sent, PREFIX) == "it does not say when and to which system it was sent"
 
 
 def test_a_command_whose_time_is_no_number_of_this_world_is_refused() -> None:
-    assert Freshness(Hands()).problem({"at": float("nan"), "id": "1"}) is not None
+    assert Freshness(Hands()).problem({"at": float("nan"), "id": "1"} | HERE, PREFIX) is not None
 
 
 def test_what_was_seen_is_forgotten_when_it_is_too_old_anyway() -> None:
@@ -150,7 +163,7 @@ def test_what_was_seen_is_forgotten_when_it_is_too_old_anyway() -> None:
     freshness = Freshness(clock)
     for turn in range(1000):
         clock.wall, clock.mono = 1000.0 + turn, float(turn)
-        assert freshness.problem({"at": clock.wall, "id": str(turn)}) is None
+        assert freshness.problem({"at": clock.wall, "id": str(turn)} | HERE, PREFIX) is None
     assert len(freshness._seen) <= 2 * COMMAND_SECONDS_MAX + 1
 
 
@@ -159,7 +172,40 @@ def test_a_signed_command_says_when_it_was_sent() -> None:
     first, second = signing.stamped({"a": 1}, on), signing.stamped({"a": 1}, on)
     assert first["a"] == 1
     assert first[SENT]["id"] != second[SENT]["id"]
-    assert Freshness().problem(first[SENT]) is None
+    assert Freshness().problem(first[SENT], on.key_prefix) is None
+
+
+def test_a_recorded_answer_is_no_answer_to_another_command(tmp_path: Path) -> None:
+    serializer = signing.load(signed(tmp_path))
+    name = signing.SERIALIZER
+    shown: list[Any] = []
+    register(name, serializer.serialize, serializer.deserialize, "application/data", "utf-8")
+    with Connection("memory://") as connection:
+        channel: Any = connection.default_channel
+        mailbox: Any = signing.SluiceMailbox(uuid.uuid4().hex, connection=connection, accept=[name], serializer=name)
+        queue = mailbox.reply_queue(channel)
+        queue.declare()
+
+        def answer(ticket: str) -> Any:
+            place = mailbox.reply_exchange.name, mailbox.oid
+            mailbox._publish_reply({"c@h": {"ok": ticket}}, *place, ticket, channel=channel, serializer=name)
+            return channel._get(queue.name)
+
+        def collect(ticket: str, *messages: Any) -> Any:
+            for message in messages:
+                channel._put(queue.name, message)
+            return mailbox._collect(ticket, timeout=0.1, callback=shown.append)
+
+        # When somebody sends the answer to one command again, as that to another, which a worker answers later
+        recorded = answer("one")
+        recorded["headers"]["ticket"] = "two"
+        # Then it is no answer
+        assert collect("two", recorded) == []
+        assert collect("two", recorded, answer("two")) == [{"c@h": {"ok": "two"}}]
+        # Also if it arrives while another command is waited for
+        assert collect("three", recorded, answer("three")) == [{"c@h": {"ok": "three"}}]
+        assert collect("two") == []
+        assert shown == [{"c@h": {"ok": "two"}}, {"c@h": {"ok": "three"}}]
 
 
 def _client(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> remote_client.SluiceControl:
