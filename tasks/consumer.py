@@ -349,7 +349,9 @@ class SluiceConsumer(Consumer):
         connected = super().ensure_connected(conn)
         if self._takes_one_queue:
             transport: Any = connected.transport
-            transport.brpop_timeout = QUEUE_WAIT_SECONDS  # of channels that are made from now on
+            # Of channels that are made from now on, and of the one that the connection has made: it is the next one.
+            for one in (transport, *transport.channels):
+                one.brpop_timeout = QUEUE_WAIT_SECONDS
         return connected
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:

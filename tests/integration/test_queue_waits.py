@@ -11,8 +11,10 @@ import pytest
 import redis
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
+from pipeline.settings import Settings
 from stack.servers import Server
-from tasks.consumer import SluiceTransport, use_transport
+from tasks.app import make_app
+from tasks.consumer import QUEUE_WAIT_SECONDS, SluiceConsumer, SluiceTransport, use_transport
 
 LONG_SECONDS = 10 * WAIT_SECONDS_MAX  # a wait that no test waits for
 
@@ -85,3 +87,14 @@ def test_a_message_that_came_before_the_close_goes_back_into_the_queue(
     with redis.Redis.from_url(control_redis.url) as client:
         assert client.llen(name) == 1
     assert [message.payload for message in taken] == ["one"]
+
+
+def test_every_channel_of_a_worker_of_one_queue_waits_for_long(control_redis: Server) -> None:
+    # Given a worker that has just connected, which makes a channel: its consumer gets that one
+    consumer: Any = object.__new__(SluiceConsumer)
+    consumer.app = make_app(Settings(redis_url=control_redis.url))
+    consumer._takes_one_queue = consumer.first_connection_attempt = True
+    with consumer.ensure_connected(consumer.app.connection_for_read()) as connection:
+        # Then that channel waits as long as those that are made later
+        waits = [connection.channel().brpop_timeout for _ in range(2)]
+    assert waits == [QUEUE_WAIT_SECONDS, QUEUE_WAIT_SECONDS]

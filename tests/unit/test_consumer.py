@@ -272,11 +272,12 @@ def test_a_worker_of_one_queue_lets_the_broker_wait_for_longer(
     monkeypatch.setattr(Consumer, "ensure_connected", lambda _, conn: conn)
     consumer: Any = SluiceConsumer()
     consume_from.pop("batches", None)
-    # When it connects, again
-    transport = SimpleNamespace(brpop_timeout=SluiceTransport.brpop_timeout)
+    # When it connects, again, and the connection makes its first channel
+    made = SimpleNamespace(brpop_timeout=SluiceTransport.brpop_timeout)
+    transport = SimpleNamespace(brpop_timeout=SluiceTransport.brpop_timeout, channels=[made])
     consumer.ensure_connected(SimpleNamespace(transport=transport, ensure_connection=print))
     # Then only the worker of both looks soon for what a resumption adds
-    assert transport.brpop_timeout == seconds
+    assert (transport.brpop_timeout, made.brpop_timeout) == (seconds, seconds)
 
 
 def test_heartbeats_are_rare_unless_others_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
