@@ -31,6 +31,7 @@ from tasks.queue_watch import QueueWatchStep
 from tasks.schema import SchemaStep
 from tasks.sessions import SessionsStep
 from tasks.startup import connect_signals
+from tasks.timers import TimersStep
 
 _NO_RETRY_LIMIT: Final = None
 
@@ -64,6 +65,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
     app.steps["consumer"].add(QueueWatchStep)
+    app.steps["worker"].add(TimersStep)
     app.steps["worker"].add(MetricsStep)
     app.steps["worker"].add(ForcedShutdownStep)
     app.steps["worker"].add(SessionsStep)
