@@ -30,9 +30,11 @@ from pipeline.running import URLS, how_to
 from stack.config import StackConfig, free_base
 from stack.prometheus import prometheus_config
 from stack.servers import (
+    IDLE_TIMER_HZ,
     KAFKA_LIBS,
     LOOPBACK,
     ROOT,
+    TIMER_HZ,
     Server,
     ServerError,
     kafka_server,
@@ -227,14 +229,18 @@ class System(SystemFolder):
         if "DATABASE_URL" not in config.given:
             servers.append(postgres_server(home, config.ports["POSTGRES_PORT"]))
         if "REDIS_URL" not in config.given:
-            servers.append(redis_server(home, config.ports["REDIS_PORT"], is_log=False, maxmemory="256mb"))
+            port = config.ports["REDIS_PORT"]
+            servers.append(redis_server(home, port, is_log=False, maxmemory="256mb", hz=IDLE_TIMER_HZ))
         if "EVENT_LOG_URL" not in config.given:
             if config.log == "kafka":
                 if not KAFKA_LIBS.is_dir():
                     print("fetching Kafka with Maven, this once …", flush=True)
                 servers.append(kafka_server(home, config.ports["KAFKA_PORT"], config.ports["KAFKA_CONTROLLER_PORT"]))
             else:
-                servers.append(redis_server(home, config.ports["LOG_REDIS_PORT"], is_log=True, maxmemory="1gb"))
+                port = config.ports["LOG_REDIS_PORT"]
+                has_replicas = os.environ.get("LOG_REPLICAS_MIN", "").strip() not in ("", "0")
+                hz = TIMER_HZ if has_replicas else IDLE_TIMER_HZ
+                servers.append(redis_server(home, port, is_log=True, maxmemory="1gb", hz=hz))
         return {server.name: server for server in servers}
 
     def _urls(self, servers: Mapping[str, Server]) -> dict[str, str]:

@@ -8,7 +8,8 @@ from pipeline.clock import Clock
 from pipeline.errors import LogUnavailableError
 from pipeline.log.redis_connection import RedisConnection, RedisFacts
 
-REWRITE_WAIT_SECONDS: Final = 0.3  # rewriting a small file takes 0.01 s, and Redis detects the end within 0.1 s
+# Rewriting a small file takes 0.01 s. Redis detects the end by its timer: within 0.1 s, or 0.5 s where it has `hz 2`.
+REWRITE_WAIT_SECONDS: Final = 0.6
 REWRITE_POLL_SECONDS: Final = 0.01
 REWRITE_AGAIN_SECONDS: Final = 5.0  # after a failed one: a rewrite forks, and writes the whole content of the log
 

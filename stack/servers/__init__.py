@@ -7,14 +7,16 @@ from stack.servers.kafka import KAFKA_LIBS, kafka_is_possible, kafka_server, kaf
 from stack.servers.ports import LOOPBACK, free_port, keep_to_own_ports, port_is_taken, port_problem
 from stack.servers.postgres import DATABASE, postgres_bin, postgres_server, postgres_url
 from stack.servers.programs import ROOT
-from stack.servers.redis import redis_binary, redis_server, redis_url
+from stack.servers.redis import IDLE_TIMER_HZ, TIMER_HZ, redis_binary, redis_server, redis_url
 from stack.servers.server import Server, ServerError, runs, wait_ended, wait_stopped
 
 __all__ = [
     "DATABASE",
+    "IDLE_TIMER_HZ",
     "KAFKA_LIBS",
     "LOOPBACK",
     "ROOT",
+    "TIMER_HZ",
     "Server",
     "ServerError",
     "free_port",

@@ -15,6 +15,10 @@ from stack.servers.programs import package_folder
 from stack.servers.server import Server
 
 _PADDING_READ_BYTES: Final = 1 << 20
+# How often a second an idle server wakes up for its own timer; Redis' default is 10. The wait of a blocked read may end
+# so much later if nothing else happens, and so does that for the disk of a replica.
+TIMER_HZ: Final = 4
+IDLE_TIMER_HZ: Final = 2  # for a system that may be idle for long, on a server without replicas that are waited for
 
 
 def redis_url(port: int) -> str:
@@ -37,7 +41,14 @@ def redis_binary() -> str:
 
 
 def redis_server(
-    home: Path, port: int, *, is_log: bool, maxmemory: str, host: str = LOOPBACK, durable: bool = True
+    home: Path,
+    port: int,
+    *,
+    is_log: bool,
+    maxmemory: str,
+    host: str = LOOPBACK,
+    durable: bool = True,
+    hz: int = TIMER_HZ,
 ) -> Server:
     """A Redis that never evicts.
 
@@ -58,9 +69,7 @@ def redis_server(
         *("--appendfsync", ("always" if is_log else "everysec") if durable else "no"),
         *("--maxmemory", maxmemory),
         *("--maxmemory-policy", "noeviction"),
-        # An idle server wakes up so often a second; by default 10 times, which takes three times the CPU. The wait of a
-        # blocked read may end a quarter of a second late if nothing else happens.
-        *("--hz", "4"),
+        *("--hz", str(hz)),
         *("--daemonize", "no"),
     ]
 

@@ -40,7 +40,7 @@ class TearableRig:
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """An append waits for a rewrite no longer than in a shipped process."""
-    monkeypatch.setattr(redis_aof, "REWRITE_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(redis_aof, "REWRITE_WAIT_SECONDS", 0.6)
 
 
 @pytest.fixture

@@ -367,3 +367,21 @@ def test_a_start_that_waits_for_what_a_killed_server_left_ends_with_a_signal(
     finally:
         ended.set()
         thread.join()
+
+
+def hz_of(server: Server) -> str:
+    return server.command[server.command.index("--hz") + 1]
+
+
+def test_redis_servers_of_an_idle_system_wake_up_twice_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System(config_of(tmp_path, DATABASE_URL="postgresql://db/x"))
+    for wanted, of_log in ((None, "2"), ("0", "2"), ("1", "4")):
+        if wanted is None:
+            monkeypatch.delenv("LOG_REPLICAS_MIN", raising=False)
+        else:
+            monkeypatch.setenv("LOG_REPLICAS_MIN", wanted)
+        # The wait for the disk of a replica ends with that timer, and an append allows it 0.3 s
+        servers = system._servers()
+        assert (hz_of(servers["redis-control"]), hz_of(servers["redis-log"])) == ("2", of_log)
