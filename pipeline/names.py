@@ -344,4 +344,5 @@ class DropReason(StrEnum):
 # Leases
 LEASE_REGULATE: Final = "regulate"  # a tick ran within this period
 LEASE_TICK: Final = "regulate:tick"  # a tick is under way
+LEASE_MEASURE: Final = "measure"  # what PostgreSQL holds was measured within this period
 LEASE_PROBE: Final = "probe"  # held while the prober tries PostgreSQL: the breaker is half-open during that time

@@ -16,6 +16,7 @@ from pipeline.flow.rate import Decay
 from pipeline.flow.shares import Shares, share_out, together
 from pipeline.late_begin import LateBegins
 from pipeline.names import (
+    LEASE_MEASURE,
     LEASE_REGULATE,
     LEASE_TICK,
     REFUSALS,
@@ -122,6 +123,7 @@ class RegulateReport:
     terminated: tuple[int, ...] = ()
     database_answered: bool = False  # PostgreSQL returned the stored offsets
     problems: tuple[str, ...] = ()
+    is_measure_due: bool = False  # whoever ran this tick is to measure what PostgreSQL holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +191,20 @@ def regulate(
     stays, then decays by the time since the lag was known. `policy_of` makes the rate policy from the bands that an
     operator set, `shadow_of` one that only shows its rate.
     """
-    if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
+    period = settings.regulate_seconds
+    held = control.leases.take_in_order(
+        [
+            (LEASE_REGULATE, period * _LEASE_SHARE),
+            (LEASE_TICK, _TICK_SECONDS_MAX),
+            # Ticks come a little early or late: the one that is due finds this lease at its end.
+            (LEASE_MEASURE, max(period * _LEASE_SHARE, settings.measure_seconds - period / 2)),
+        ]
+    )
+    if len(held) < 2:
         return RegulateReport(ran=False)
-    under_way = control.leases.take(LEASE_TICK, seconds=_TICK_SECONDS_MAX)
-    if under_way is None:
-        return RegulateReport(ran=False)
+    under_way = held[1]
     try:
-        return _tick(
+        report = _tick(
             settings=settings,
             policy_of=policy_of,
             shadow_of=shadow_of,
@@ -207,6 +216,7 @@ def regulate(
     finally:
         with suppress(StoreUnavailableError):  # then it expires
             control.leases.give_back(LEASE_TICK, under_way)
+    return replace(report, is_measure_due=len(held) > 2)
 
 
 def _tick(
@@ -662,7 +672,11 @@ def _note_progress(state: ControlState, sample: _Sample, settings: Settings, con
     running = [p for p in sample.lag if state.pauses is not None and not paused(state.pauses, p)]
     behind = {p: sample.stored.get(p, 0) for p in running if sample.lag[p] > 0}
     forget_seconds = max(_PROGRESS_PERIODS_MAX * settings.regulate_seconds, _PROGRESS_SECONDS_MIN)
-    noted = control.progress.note(sample.log_id, behind, forget_seconds=forget_seconds)
+    last = state.rate.consumption if state.rate is not None else None
+    if behind or last is None or last.no_progress_seconds != {}:  # otherwise nothing is noted that is to be forgotten
+        noted = control.progress.note(sample.log_id, behind, forget_seconds=forget_seconds)
+    else:
+        noted = {}
     if state.pauses is not None:
         sample.no_progress_seconds = noted
 

@@ -6,7 +6,8 @@ once: a task's name is not signed, so a recorded tick can be sent again as each 
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, Final
 
@@ -60,29 +61,39 @@ def _one_line_when_unavailable(function: Callable[..., str | None]) -> Callable[
     return run
 
 
+@dataclass(slots=True)
+class _Found:
+    """What a tick of the control loop leaves for the duties after it."""
+
+    state: ControlState | None = None  # if the last thing that it read of the servers is that
+    is_measure_due: bool = False
+
+
 @shared_task(name="sluice.regulate", bind=True)
 def regulate_rate(self: Any) -> str:
-    """Tick the control loop, then the fallback for the hints of drains: so an idle system needs no task for that."""
+    """Tick the control loop, then the fallback for the hints of drains, and measure what PostgreSQL holds if it is due.
+
+    So an idle system needs no tasks for these.
+    """
     context = context_of(self.app.sluice_settings)
-    seen: list[ControlState] = []
+    found = _Found()
     try:
-        words = _regulate_rate(self.app, context, seen)
+        words = _regulate_rate(self.app, context, found)
     finally:  # drains don't wait for a control loop with a defect
-        hint_words = _send_hints(self.app, context, seen)
+        hint_words = _send_hints(self.app, context, found)
+    if found.is_measure_due:
+        _measure(context, found.state)
     return "; ".join(filter(None, (words, hint_words)))
 
 
 @_one_line_when_unavailable
-def _send_hints(app: Celery, context: WorkerContext, seen: Sequence[ControlState]) -> str | None:
-    return tick_hints(app, context, *seen)
+def _send_hints(app: Celery, context: WorkerContext, found: _Found) -> str | None:
+    return tick_hints(app, context, found.state)
 
 
 @_one_line_when_unavailable
-def _regulate_rate(app: Celery, context: WorkerContext, seen: list[ControlState]) -> str | None:
-    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck.
-
-    Adds the control state to `seen` if the last thing that it read of the servers is that.
-    """
+def _regulate_rate(app: Celery, context: WorkerContext, found: _Found) -> str | None:
+    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     _migrate_once(context)
     workers = Workers(app, context.settings.sink_name, context.settings.drains_max)
     report = regulate(
@@ -122,11 +133,12 @@ def _regulate_rate(app: Celery, context: WorkerContext, seen: list[ControlState]
         ),
         actor=context.name,
     )
+    found.is_measure_due = report.is_measure_due
     if report.database_answered:
         context.few_sessions.look()
         compared = persist_changes(context)
         if are_equal(compared.state.keys_version, compared.saved.keys_version):
-            seen.append(compared.state)
+            found.state = compared.state
         elif sync_keys(context):
             _logger.info("the API keys were copied to the control store", extra={"action": "keys_mirrored"})
     for problem in report.problems:
@@ -214,26 +226,34 @@ def tick_hints(app: Celery, context: WorkerContext, state: ControlState | None =
         return f"PAUSED ({held}): no drain runs"
     identity = context.known_log()
     found = shares(identity.partitions, context.settings.drains_max)
-    if context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * len(found):
-        return "no hint: no worker takes those that wait"
     drained = context.drained.of(identity.log_id, range(identity.partitions))
-    asked = 0
-    for share in found:
-        left = [partition for partition in share if partition not in drained and not paused(pauses, partition)]
-        if left:
-            # Any of them: one whose drain always ends its process must not keep the others from their turns.
-            send_net_hint(app, context.leases, share[0], random.choice(left))  # noqa: S311 - no secret
-            asked += 1
+    left_of = {
+        share[0]: [partition for partition in share if partition not in drained and not paused(pauses, partition)]
+        for share in found
+    }
+    lacking = {share: left for share, left in left_of.items() if left}
+    if lacking and context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * len(found):
+        return "no hint: no worker takes those that wait"
+    for share, left in lacking.items():
+        # Any of them: one whose drain always ends its process must not keep the others from their turns.
+        send_net_hint(app, context.leases, share, random.choice(left))  # noqa: S311 - no secret
     except_for = f", PAUSED ({held})" if held else ""
-    return f"{asked} of {len(found)} shares have no drain{except_for}"
+    return f"{len(lacking)} of {len(found)} shares have no drain{except_for}"
 
 
 @shared_task(name="sluice.measure", bind=True)
-@_one_line_when_unavailable
 def measure(self: Any) -> None:
-    """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing."""
-    context = context_of(self.app.sluice_settings)
-    if context.control_store.pause_state().breaker is not BreakerState.CLOSED:
+    """Measure in case that the control loop's ticks do not."""
+    _measure(context_of(self.app.sluice_settings), None)
+
+
+@_one_line_when_unavailable
+def _measure(context: WorkerContext, state: ControlState | None) -> None:
+    """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing.
+
+    `state` is what was just read; otherwise it reads the breaker's itself.
+    """
+    if (state or context.control_store.pause_state()).breaker is not BreakerState.CLOSED:
         return
     _make_days(context)
     letters, database = context.dead_letters.count(), context.operators.database_facts()

@@ -17,12 +17,16 @@ _logger = logging.getLogger(__name__)
 
 PROBE: Final = "sluice.probe"  # does nothing while the breaker is closed
 HINTS: Final = "sluice.send_hints"  # does nothing while each partition has a drain
+MEASURE: Final = "sluice.measure"  # the control loop's ticks do the same
 # A tick of hints comes at least this often. It comes in each of its periods while records wait, and after each change
 # of the pauses, since drains end with a pause. So a record that finds no drain waits for one period, as ever.
 HINTS_SECONDS_MAX: Final = 5.0
 # The control loop's tick sends hints too. If it is as frequent, an idle system needs one of its own only in case that
 # the control loop fails, or is that of an earlier version.
 HINTS_BESIDE_REGULATE_SECONDS: Final = 30.0
+# The control loop's tick also measures what PostgreSQL holds, if it is as frequent as that. In case that it fails, or
+# is that of an earlier version, this comes before the last measurement is too old to be shown (FACTS_SECONDS).
+MEASURE_BESIDE_REGULATE_SECONDS: Final = 45.0
 TICKS_WAITING_MAX: Final = 20  # about ten seconds of ticks, which run within one second
 
 _SAME_MOMENT_SECONDS: Final = 0.2  # ticks that are due together need the pauses once
@@ -40,8 +44,9 @@ class TickScheduler(Scheduler):
 
     A tick has no expiry, since that would be compared with another host's clock. Instead, no tick is sent while many
     wait in its queue: no worker takes them then. And none is sent that would do nothing: no probe while the breaker is
-    closed, and few ticks of hints while the event log holds nothing to store. A look is one call, and a task without
-    work a dozen. While nothing changes, threads know without a look (`beat_watch`).
+    closed, few ticks of hints while the event log holds nothing to store, and few that measure what the control loop
+    measures too. A look is one call, and a task without work a dozen. While nothing changes, threads know without a
+    look (`beat_watch`).
     """
 
     def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
@@ -62,6 +67,9 @@ class TickScheduler(Scheduler):
         self._hinted: tuple[float, object] | None = None  # when the last tick of hints was sent, and the pauses then
         is_beside = app.sluice_settings.regulate_seconds <= HINTS_SECONDS_MAX
         self._hints_seconds_max = HINTS_BESIDE_REGULATE_SECONDS if is_beside else HINTS_SECONDS_MAX
+        is_measured = app.sluice_settings.regulate_seconds <= app.sluice_settings.measure_seconds
+        self._measure_seconds = MEASURE_BESIDE_REGULATE_SECONDS if is_measured else 0.0
+        self._measured_at = self._clock.monotonic()  # when that tick was last sent; at first, when Beat started
         super().__init__(app, *args, **options)
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -87,11 +95,15 @@ class TickScheduler(Scheduler):
         """Send an entry's task, unless its queue is full, or it would have nothing to do."""
         if (entry.task == PROBE and self._is_closed()) or (entry.task == HINTS and not self._is_hint_due()):
             return None
+        if entry.task == MEASURE and self._clock.monotonic() - self._measured_at < self._measure_seconds:
+            return None
         if not self._has_room(Queue(entry.options["queue"])):
             return None
         hinted = (self._clock.monotonic(), _pauses_of(self._pause_state())) if entry.task == HINTS else self._hinted
         sent = super().apply_async(entry, producer=producer, advance=advance, **options)
         self._hinted = hinted  # not before: a broker that fails has not taken it
+        if entry.task == MEASURE:
+            self._measured_at = self._clock.monotonic()
         return sent
 
     def _pause_state(self) -> PauseState | None:

@@ -1,7 +1,7 @@
 """Leases, and how long partitions have the same offset, in memory."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.control_store.memory_server import MemoryAdapter
 
@@ -10,13 +10,19 @@ class MemoryLeases(MemoryAdapter):
     """Claims that expire; see Leases."""
 
     def take(self, name: str, *, seconds: float) -> str | None:
+        taken = self.take_in_order([(name, seconds)])
+        return taken[0] if taken else None
+
+    def take_in_order(self, claims: Sequence[tuple[str, float]]) -> list[str]:
+        tokens: list[str] = []
         with self._server.changed:
             leases, now = self._server.content().leases, self._server.clock.monotonic()
-            if name in leases and leases[name][1] > now:
-                return None
-            token = uuid.uuid4().hex
-            leases[name] = (token, now + seconds)
-            return token
+            for name, seconds in claims:
+                if name in leases and leases[name][1] > now:
+                    break
+                tokens.append(uuid.uuid4().hex)
+                leases[name] = (tokens[-1], now + seconds)
+        return tokens
 
     def give_back(self, name: str, token: str) -> None:
         with self._server.changed:

@@ -1,7 +1,7 @@
 """Leases, and the progress of the drains, on Redis."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pipeline.control_store.connection import ControlConnection, load_script
@@ -18,16 +18,17 @@ class RedisLeases:
         self._connection = ControlConnection(settings)
 
     def take(self, name: str, *, seconds: float) -> str | None:
+        taken = self.take_in_order([(name, seconds)])
+        return taken[0] if taken else None
+
+    def take_in_order(self, claims: Sequence[tuple[str, float]]) -> list[str]:
         token = uuid.uuid4().hex
-        script = load_script("take_lease", LEASE_LIBRARY)
-        taken = self._connection.run(script, self._keys(name), [token, repr(float(seconds))])
-        return token if taken else None
+        keys = [self._connection.key(KEY_LEASE, name) for name, _ in claims]
+        arguments = [token, *(repr(float(seconds)) for _, seconds in claims)]
+        return [token] * int(self._connection.run(load_script("take_leases", LEASE_LIBRARY), keys, arguments))
 
     def give_back(self, name: str, token: str) -> None:
-        self._connection.run(load_script("give_back_lease"), self._keys(name), [token])
-
-    def _keys(self, name: str) -> list[str]:
-        return [self._connection.key(KEY_LEASE, name)]
+        self._connection.run(load_script("give_back_lease"), [self._connection.key(KEY_LEASE, name)], [token])
 
 
 class RedisProgress:

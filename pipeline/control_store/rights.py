@@ -117,7 +117,7 @@ USES: Final[tuple[Use, ...]] = (
              reads=(names.KEY_COUNTERS, names.KEY_BUCKET)),
     _control([WORKER], "facts about PostgreSQL", "SET GET", writes=(names.KEY_FACTS,)),
     _control(
-        [WORKER], "leases of ticks, probes and hints", scripts=("take_lease lease_lib", "give_back_lease"),
+        [WORKER], "leases of ticks, probes and hints", scripts=("take_leases lease_lib", "give_back_lease"),
         writes=(f"{names.KEY_LEASE}:*",),
     ),
     _control(

@@ -430,6 +430,12 @@ class Leases(Protocol):
     def take(self, name: str, *, seconds: float) -> str | None:
         """Claim `name` for at most `seconds`; returns a token, or None if another process holds it."""
 
+    def take_in_order(self, claims: Sequence[tuple[str, float]]) -> list[str]:
+        """Claim names, each for its seconds, up to the first one that another process holds, in one call.
+
+        Returns the tokens of those that it got.
+        """
+
     def give_back(self, name: str, token: str) -> None:
         """End a claim early if the token still matches."""
 

@@ -35,6 +35,20 @@ def test_a_lease_is_one_processs_until_it_is_given_back(rig: ControlRig) -> None
     assert rig.leases.take("duty", seconds=60.0) not in (None, token)
 
 
+def test_leases_are_taken_in_order_up_to_one_that_another_holds(rig: ControlRig) -> None:
+    first = rig.leases.take_in_order([("period", 60.0), ("duty", 60.0), ("rare", 0.05)])
+    assert len(first) == 3
+    # The first of them is held: then the others are not taken
+    rig.leases.give_back("duty", first[1])
+    assert rig.leases.take_in_order([("period", 60.0), ("duty", 60.0)]) == []
+    assert rig.leases.take("duty", seconds=60.0) is not None
+    # The second one is
+    rig.leases.give_back("period", first[0])
+    assert len(rig.leases.take_in_order([("period", 60.0), ("duty", 60.0), ("rare", 60.0)])) == 1
+    # And the last one has expired, each after its own time
+    eventually(lambda: rig.leases.take_in_order([("rare", 60.0)]) != [])
+
+
 def test_a_lease_that_is_somebody_elses_now_is_not_given_back(rig: ControlRig) -> None:
     rig.leases.take("duty", seconds=60.0)
     rig.leases.give_back("duty", "a token of long ago")

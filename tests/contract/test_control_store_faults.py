@@ -35,7 +35,7 @@ def calls(rig: ControlRig) -> dict[str, Callable[[], object]]:
         "fence": lambda: rig.fence.fence("log", "a"),
         "seed": lambda: rig.fence.seed("log", "life", {0: 1}),
         "raise_lowest_offset": lambda: rig.fence.raise_lowest_offset("log", "a", 0, 2),
-        "take_lease": lambda: rig.leases.take("duty", seconds=1.0),
+        "take_leases": lambda: rig.leases.take("duty", seconds=1.0),
         "give_back": lambda: rig.leases.give_back("duty", "token"),
         "note": lambda: rig.progress.note("log", {0: 1}, forget_seconds=1.0),
         "report": lambda: rig.troubles.report("worker", [Trouble("loop_fails", "it fails")]),

@@ -15,4 +15,4 @@ def test_a_tick_takes_the_same_round_trips_whatever_the_policy_and_the_partition
     }
     assert len({tuple(trips.items()) for trips in found.values()}) == 1, found
     # With a hint for each of the four drains, which nobody takes here, and the looks that find them lacking
-    assert sum(found["drain_time", 64].values()) <= 22, found
+    assert sum(found["drain_time", 64].values()) <= 19, found

@@ -127,7 +127,7 @@ def test_a_tick_of_the_control_loop_sends_hints_too_whatever_it_finds(
     context = MagicMock(**vars(rig.context))  # the rest is for the control loop, which is none here
     monkeypatch.setattr(control, "context_of", lambda _: context)
     monkeypatch.setattr(control, "_migrate_once", lambda _: None)
-    report = SimpleNamespace(published=None, problems=[], database_answered=False)
+    report = SimpleNamespace(published=None, problems=[], database_answered=False, is_measure_due=False)
     monkeypatch.setattr(control, "regulate", lambda **_: report)
     # Then partitions without a drain get a hint, and the task says so
     assert tick() == "4 of 4 shares have no drain"
@@ -139,6 +139,30 @@ def test_a_tick_of_the_control_loop_sends_hints_too_whatever_it_finds(
         with pytest.raises(ZeroDivisionError) if failing is broken else contextlib.nullcontext():
             assert tick() == "failed: no answer; 4 of 4 shares have no drain"
         assert [partition for partition, _ in rig.sent] == [0, 1, 2, 3]
+
+
+def test_a_tick_of_the_control_loop_measures_when_that_is_due(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given ticks of which the second one is to measure what PostgreSQL holds
+    rig.drain(0, 1, 2, 3)
+    context = MagicMock(**vars(rig.context))
+    context.dead_letters.count.return_value = SimpleNamespace(open=3, conflicts=1)
+    facts = SimpleNamespace(size_bytes=1, connections=2, connections_max=60)
+    context.operators.database_facts.return_value = facts
+    monkeypatch.setattr(control, "context_of", lambda _: context)
+    monkeypatch.setattr(control, "_migrate_once", lambda _: None)
+    run = type(make_app(rig.settings).tasks["sluice.regulate"]).run
+    app = SimpleNamespace(sluice_settings=rig.settings, send_task=rig.send_task)
+    for is_due in (False, True):
+        report = SimpleNamespace(published=None, problems=[], database_answered=False, is_measure_due=is_due)
+        monkeypatch.setattr(control, "regulate", lambda report=report, **_: report)
+        run(SimpleNamespace(app=app))  # type: ignore[arg-type]
+        assert context.counters.note.call_count == int(is_due)
+    [noted, _] = context.counters.note.call_args
+    assert (noted[0]["dead_letters"], noted[0]["connections_max"]) == (3, 60)
+    # And a database that fails then fails no tick
+    context.operators.database_facts.side_effect = SinkUnavailableError("no answer")
+    assert run(SimpleNamespace(app=app)) == "0 of 4 shares have no drain"  # type: ignore[arg-type]
+    assert context.counters.note.call_count == 1
 
 
 def test_a_tick_of_the_control_loop_reads_the_pauses_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +181,7 @@ def test_a_tick_of_the_control_loop_reads_the_pauses_once(rig: Rig, monkeypatch:
     monkeypatch.setattr(control, "context_of", lambda _: MagicMock(**vars(rig.context)))
     monkeypatch.setattr(control, "_migrate_once", lambda _: None)
     monkeypatch.setattr(control, "persist_changes", lambda _: compared)
-    report = SimpleNamespace(published=None, problems=[], database_answered=True)
+    report = SimpleNamespace(published=None, problems=[], database_answered=True, is_measure_due=False)
     monkeypatch.setattr(control, "regulate", lambda **_: report)
     app = SimpleNamespace(sluice_settings=rig.settings, send_task=rig.send_task)
     # When it looks whether drains are missing, and whether the API keys differ
@@ -193,6 +217,22 @@ def test_many_drained_partitions_cost_a_tick_no_more_than_a_few(rig: Rig) -> Non
     # And where all are lost, there is one hint for each share
     rig.drainer.close()
     assert sorted(partition % rig.settings.drains_max for partition in rig.tick()) == list(range(8))
+
+
+def test_the_queue_of_hints_is_looked_at_only_if_one_is_to_be_sent(rig: Rig) -> None:
+    looked: list[Queue] = []
+
+    def waiting(queue: Queue) -> int:
+        looked.append(queue)
+        return 0
+
+    rig.context.queues.waiting = waiting
+    rig.drain(0, 1, 2, 3)
+    assert rig.tick() == []
+    assert looked == []
+    rig.drainer.close()
+    assert rig.tick() == [0, 1, 2, 3]
+    assert looked == [Queue.BATCHES]
 
 
 def test_a_hint_under_way_is_not_sent_again_before_it_counts_as_lost(rig: Rig) -> None:
@@ -256,6 +296,7 @@ def test_a_worker_whose_clock_differs_takes_each_message(
     send_net_hint(queues, MemoryLeases(Settings(), MemoryServer()), 2, 2)
     ticker = TickScheduler(queues)
     monkeypatch.setattr(ticker, "_has_room", lambda _: True)
+    monkeypatch.setattr(ticker, "_measure_seconds", 0.0)
     for entry in ticker.schedule.values():
         ticker.apply_async(entry, advance=False)
     found = messages_of(queues, Queue.BATCHES) + messages_of(queues, Queue.CONTROL)

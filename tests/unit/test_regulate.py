@@ -1,5 +1,6 @@
 """One tick of the control loop, with everything in memory and a clock that is moved by hand."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -399,6 +400,60 @@ def test_a_tick_that_takes_longer_than_the_period_does_not_make_the_next_ones_wa
     assert reports == [RegulateReport(ran=False)] * 3
     # And the next one after the slow tick runs
     assert system.tick(after=1.0).ran
+
+
+def test_a_tick_takes_its_leases_in_one_call_and_notes_no_progress_of_nothing(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def counted(adapter: Any, name: str) -> None:
+        call = getattr(adapter, name)
+        monkeypatch.setattr(adapter, name, lambda *args, **options: asked.append(name) or call(*args, **options))
+
+    for name in ("take", "take_in_order", "give_back"):
+        counted(system.rig.leases, name)
+    counted(system.rig.progress, "note")
+
+    def calls() -> list[str]:
+        asked.clear()
+        assert system.tick().ran
+        return list(asked)
+
+    # Given an idle system: the first tick knows no other, and no pauses
+    idle = ["take_in_order", "give_back"]
+    assert [calls(), calls()] == [["take_in_order", "note", "give_back"]] * 2
+    assert [calls(), calls()] == [idle, idle]
+    # When a partition has events, its progress is noted, and forgotten at the next tick without any
+    system.append(0, 10)
+    assert [calls(), calls()] == [["take_in_order", "note", "give_back"]] * 2
+    system.database.stored[0] = 10
+    assert [calls(), calls()] == [["take_in_order", "note", "give_back"], idle]
+    # Then the next events count from their own time
+    system.append(0, 10)
+    assert calls() == ["take_in_order", "note", "give_back"]
+    assert _no_progress(system) == {0: 0.0}
+
+
+@pytest.mark.parametrize(("regulate_seconds", "measure_seconds"), [(5.0, 15.0), (1.0, 15.0), (30.0, 15.0)])
+def test_what_postgresql_holds_is_measured_by_one_tick_in_each_period(
+    regulate_seconds: float, measure_seconds: float
+) -> None:
+    # Given ticks by two processes in turn, each a little early or late
+    system = System()
+    settings = control_settings("redis://nowhere", regulate_seconds=regulate_seconds, measure_seconds=measure_seconds)
+    system.rig = memory_rig(settings, system.server)
+    due: list[float] = []
+    for number in range(int(120 / regulate_seconds)):
+        early = 0.1 * regulate_seconds * (-1) ** number
+        report = system.tick(after=regulate_seconds + early, actor=f"controller-{number % 2}")
+        assert report.ran
+        if report.is_measure_due:
+            due.append(system.clock.monotonic())
+    # Then one of them is due in each period, or each one if they are rarer
+    period = max(regulate_seconds, measure_seconds)
+    assert len(due) == 120 / period
+    assert max(later - earlier for earlier, later in itertools.pairwise(due)) <= period + regulate_seconds / 2
 
 
 def test_a_tick_that_failed_or_was_killed_does_not_hold_up_the_next_ones_for_long(

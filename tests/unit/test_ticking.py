@@ -14,9 +14,10 @@ from pipeline.names import PauseReason
 from pipeline.ports.control import PauseState
 from pipeline.ports.log import LogIdentity, PartitionPosition
 from pipeline.settings import Settings
+from pipeline.system_metrics import FACTS_SECONDS
 from tasks.app import make_app
 from tasks.backlog import Backlog
-from tasks.ticking import HINTS, HINTS_SECONDS_MAX, TICKS_WAITING_MAX, TickScheduler
+from tasks.ticking import HINTS, HINTS_SECONDS_MAX, MEASURE, TICKS_WAITING_MAX, TickScheduler
 
 
 class CountedLog(MemoryLog):
@@ -96,7 +97,24 @@ def run(ticker: Ticker, clock: ManualClock, seconds: float) -> list[str]:
 def test_each_entry_comes_once_a_period(ticker: Ticker, clock: ManualClock) -> None:
     sent = run(ticker, clock, 30.0)
     assert (sent.count("sluice.regulate"), sent.count("sluice.send_hints")) == (6, 30)
-    assert sent.count("sluice.measure") == 2
+    assert sent.count(MEASURE) == 0  # the control loop's ticks measure
+
+
+def test_ticks_that_only_measure_are_rare_unless_those_of_the_control_loop_are(clock: ManualClock) -> None:
+    # Given a control loop that is frequent: then they come in case that it fails, before a measurement is too old
+    ticker = Ticker(clock, Settings(regulate_seconds=5.0, measure_seconds=15.0))
+    assert run(ticker, clock, 300.0).count(MEASURE) == 6
+    assert FACTS_SECONDS > 300.0 / 6
+    # And one that is rare
+    ticker = Ticker(clock, Settings(regulate_seconds=30.0, measure_seconds=15.0))
+    assert run(ticker, clock, 300.0).count(MEASURE) == 20
+    # And a broker that has not taken one gets it again
+    ticker = Ticker(clock, Settings(regulate_seconds=5.0, measure_seconds=15.0))
+    run(ticker, clock, 44.0)
+    ticker.broker_fails = True
+    run(ticker, clock, 2.0)
+    ticker.broker_fails = False
+    assert run(ticker, clock, 16.0).count(MEASURE) == 1
 
 
 @pytest.mark.parametrize("seconds", [-3600.0, 3600.0])
