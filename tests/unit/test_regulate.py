@@ -409,7 +409,12 @@ def test_a_tick_takes_its_leases_in_one_call_and_notes_no_progress_of_nothing(
 
     def counted(adapter: Any, name: str) -> None:
         call = getattr(adapter, name)
-        monkeypatch.setattr(adapter, name, lambda *args, **options: asked.append(name) or call(*args, **options))
+
+        def ask(*args: Any, **options: Any) -> Any:
+            asked.append(name)
+            return call(*args, **options)
+
+        monkeypatch.setattr(adapter, name, ask)
 
     for name in ("take", "take_in_order", "give_back"):
         counted(system.rig.leases, name)
