@@ -403,9 +403,9 @@ _OF_DAYS = (
         "ids-go-before-their-events",
         (
             Edit(
-                "pipeline/sink/migrations/0016_by_day.sql",
-                "* interval '1 day', @home.oldest_stored(true)\n",
-                "* interval '1 day'\n",
+                "pipeline/sink/migrations/0019_partitions_of_a_user.sql",
+                "* interval '1 day', @home.oldest_stored(true)) INTO",
+                "* interval '1 day') INTO",
             ),
         ),
         test=f"{_BY_DAY}test_ids_expire_after_their_events_only",

@@ -471,6 +471,41 @@ def test_a_table_that_its_user_partitioned(owner: Settings, sink: PostgresSink, 
     assert stored_ids(database_url) == _ids(*range(30, 40))
 
 
+def test_functions_for_days_do_nothing_with_a_table_that_its_user_partitioned_otherwise(
+    owner: Settings, sink: PostgresSink, database_url: str
+) -> None:
+    # Given partitions by ranges of the id
+    ask(
+        database_url,
+        """
+        ALTER TABLE log_events RENAME TO former;
+        CREATE TABLE log_events (LIKE former INCLUDING DEFAULTS, PRIMARY KEY (event_id)) PARTITION BY RANGE (event_id);
+        CREATE TABLE log_events_low PARTITION OF log_events FOR VALUES FROM (MINVALUE) TO ('m');
+        CREATE TABLE log_events_high PARTITION OF log_events FOR VALUES FROM ('m') TO (MAXVALUE);
+        CREATE INDEX log_events_stored_at ON log_events (stored_at);
+        INSERT INTO event_ids VALUES ('old', '2000-01-01');
+        """,
+    )
+    PostgresSchema(owner).set_retention(event_days=DAYS, letter_days=None)
+    _store(sink, 0, 3)
+    # When a person calls them / Then they do nothing, and the one for ids says why and what to do
+    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT deleted FROM delete_expired_ids(10, '-infinity')")
+        assert cursor.fetchall() == [(0,)]
+        [notice] = connection.notices
+    assert "log_events is not partitioned by day" in notice
+    assert "EVENTS_BY_DAY=yes python -m pipeline migrate" in notice
+    assert ask(database_url, "SELECT count(*) FROM event_ids") == [(1,)]
+    assert ask(database_url, "SELECT * FROM day_bounds()") == []
+    assert ask(database_url, "SELECT made, dropped, by_day FROM make_days(), drop_expired_day(), day_facts()") == [
+        (0, None, False)
+    ]
+    assert ask(database_url, "SELECT oldest_stored(true), deleted FROM delete_expired_events(10, '-infinity')") == [
+        (None, 0)
+    ]
+    assert stored_ids(database_url) == _ids(0, 1, 2)
+
+
 # --- The task -------------------------------------------------------------------------------------------------------
 
 
