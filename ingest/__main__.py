@@ -12,6 +12,7 @@ from ingest.tls import certificate_of
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
+from pipeline.names import Queue
 from pipeline.settings import Settings, ignore_variables_of_others
 from pipeline.start_counter import count_start
 
@@ -38,7 +39,11 @@ def main() -> int:
             offers=wiring.make_offers(settings),
             throttle=wiring.make_throttle(settings),
             keys=KeySources(wiring.make_key_mirror(settings), partial(wiring.load_stored_keys, settings)),
-            readers=SystemReaders(wiring.make_history(settings), wiring.make_log(settings)),
+            readers=SystemReaders(
+                wiring.make_history(settings),
+                wiring.make_log(settings),
+                partial(wiring.make_queues(settings).waiting, Queue.CONTROL),
+            ),
         )
     except SettingsError as error:
         sys.stderr.write(f"ingest: {error}\n")

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ingest.admission import Admission
@@ -16,7 +16,7 @@ from pipeline.flow.bucket import burst_of
 from pipeline.flow.lag import lag_by_partition
 from pipeline.follower import ControlFollower
 from pipeline.health.outlook import FRESH_SECONDS, Lookout
-from pipeline.health.snapshot import Outlook
+from pipeline.health.snapshot import Outlook, silent_seconds
 from pipeline.loops import Loop
 from pipeline.ports.control import ControlState, paused
 from pipeline.ports.history import COUNTS, HISTORY_ENTRIES_MAX, History
@@ -37,10 +37,14 @@ OFFER_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class SystemReaders:
-    """The adapters that read the whole system. `log` is a separate client, which never appends."""
+    """The adapters that read the whole system. `log` is a separate client, which never appends.
+
+    `ticks_waiting` returns the number of tasks in the control worker's queue; None: it is not asked.
+    """
 
     history: History
     log: EventLog
+    ticks_waiting: Callable[[], int] | None = None
 
 
 class Recorder:
@@ -69,6 +73,7 @@ class Recorder:
         self._on_log_read = on_log_read
         self._deltas = deltas
         self._burst_seconds = settings.burst_seconds
+        self._silent_seconds = silent_seconds(settings.regulate_seconds)
         self._admission = admission
         self._follower = follower
         self._clock = clock
@@ -151,8 +156,26 @@ class Recorder:
         now = self._clock.monotonic()
         if self._is_unavailable and seen is not None:
             self._lookout.note_sample(seen, now)
-        self._seen = (now, self._lookout.seen(now))
+        self._seen = (now, replace(self._lookout.seen(now), ticks_waiting=self._ticks_waiting(now)))
         return seen
+
+    def _ticks_waiting(self, now: float) -> int | None:
+        """The tasks that wait for the control worker, if the controller is silent: they say which process is.
+
+        None: unknown. While the controller publishes, this asks nothing.
+        """
+        ask = self._readers.ticks_waiting
+        control = None if ask is None else self._follower.newest
+        if ask is None or control is None or self._is_unavailable:
+            return None
+        age_seconds = control.controller_age_seconds(now)
+        if age_seconds is not None and age_seconds <= self._silent_seconds:
+            return None
+        try:
+            return ask()
+        except StoreUnavailableError as error:
+            logger.debug("it is unknown whether tasks wait for the control worker: %s", error)
+            return None
 
     def _add(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
         """The same, for `_record`.

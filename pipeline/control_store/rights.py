@@ -126,6 +126,10 @@ USES: Final[tuple[Use, ...]] = (
     ),
     _control(ALL, "the same, for reading", "XREVRANGE", reads=(names.KEY_HISTORY,)),
     _control(
+        [INGEST], "whether tasks wait for the control worker, while the controller is silent", "LLEN",
+        reads=(Queue.CONTROL.value,),
+    ),
+    _control(
         [INGEST, WORKER], "problems of processes",
         scripts=("report_troubles",), writes=(names.KEY_TROUBLES, names.KEY_TROUBLES_AT),
     ),

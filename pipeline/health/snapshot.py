@@ -80,6 +80,7 @@ class Outlook:
     drain_rate: float | None = None  # events/s stored
     no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, if events wait
     bucket_tokens: float | None = None
+    ticks_waiting: int | None = None  # tasks in the queue of the control worker; only read if the controller is silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,7 @@ def make_inputs(
         traffic=outlook.traffic,
         refused_ratio_max=settings.refused_ratio_max,
         bucket_tokens=outlook.bucket_tokens,
+        ticks_waiting=outlook.ticks_waiting,
         store_problem=store_problem,
         log_problem=log_problem,
     )

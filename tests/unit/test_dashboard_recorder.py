@@ -10,7 +10,8 @@ from ingest.dashboard.recorder import IDENTITY_SECONDS, OFFER_SECONDS, QUIET_SEC
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
-from pipeline.errors import LogUnavailableError
+from pipeline.errors import LogUnavailableError, StoreUnavailableError
+from pipeline.health.snapshot import silent_seconds
 from pipeline.loops import Loop
 from pipeline.names import LoopName
 from pipeline.ports.history import COUNTS
@@ -199,6 +200,52 @@ def test_a_second_of_history_is_one_call(monkeypatch: pytest.MonkeyPatch) -> Non
     rig.clock.advance(1.0)
     rig.second(recorder, "one")
     assert rig.writers() == ["one"] * 4  # the second after the late one had one already
+    recorder.close()
+
+
+def test_the_control_workers_queue_is_read_only_while_the_controller_is_silent() -> None:
+    # Given a process that follows a controller
+    rig, log = _Rig(), Log()
+    asked: list[int] = []
+
+    def waiting() -> int:
+        asked.append(3)
+        return 3
+
+    readers: Any = SystemReaders(rig.history, log, waiting)  # type: ignore[arg-type]
+    settings = Settings()
+    ages: list[float | None] = [silent_seconds(settings.regulate_seconds)]
+    newest = SimpleNamespace(controller_age_seconds=lambda _now: ages[-1])
+    follower: Any = SimpleNamespace(newest=newest)
+    none: Any = None
+    recorder = Recorder(
+        readers, deltas=none, admission=none, follower=follower, settings=settings, clock=rig.clock, loop=none
+    )
+
+    def second() -> int | None:
+        rig.clock.advance(1.0)
+        rig.second(recorder, "one")
+        return recorder.outlook(rig.clock.monotonic()).ticks_waiting
+
+    # While it publishes, nothing is asked
+    assert (second(), asked) == (None, [])
+    # When it is silent, or has never published, then health knows how many tasks wait
+    for age in (silent_seconds(settings.regulate_seconds) + 0.1, None):
+        ages.append(age)
+        assert second() == 3
+
+    # And nothing if it can't be read
+    def fails() -> int:
+        raise StoreUnavailableError
+
+    recorder._readers = SystemReaders(rig.history, log, fails)  # type: ignore[arg-type]
+    assert second() is None
+    # Nor is it asked while the store is unavailable
+    recorder._readers = readers
+    rig.server.is_unavailable = True
+    before = len(asked)
+    assert second() is None
+    assert len(asked) == before
     recorder.close()
 
 

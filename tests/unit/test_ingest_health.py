@@ -103,6 +103,17 @@ def test_each_trouble_has_its_status_and_its_reason(sources: HealthSources, stat
     assert any(word in reason for reason in document["reasons"]), document["reasons"]
 
 
+def test_health_says_which_process_is_silent() -> None:
+    silent = replace(WELL, control=ControlSnapshot(STATE, read_at=999.5, published_at=900.0))
+    for waiting, words in (
+        (2, "2 tasks wait in its queue"),
+        (0, "no task waits in its queue"),
+        (None, "UTC: the last"),
+    ):
+        [reason] = health_document(replace(silent, outlook=Outlook(ticks_waiting=waiting)))["reasons"]
+        assert words in reason
+
+
 def test_one_reason_for_one_trouble() -> None:
     assert len(health_document(_pause(PauseReason.BREAKER))["reasons"]) == 1
 
