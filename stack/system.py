@@ -141,11 +141,16 @@ class System(SystemFolder):
         self._ready_seconds_max = ready_seconds_max
         self._interrupted = threading.Event()
         self._ended: defaultdict[str, set[int]] = defaultdict(set)  # when programs ended during a start, epoch s
+        self._logs_began: dict[str, int] = {}  # bytes of each log that earlier runs wrote
 
     # --- starting -------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise ServerError, in one line, if a start can't succeed."""
+        if sys.platform != "linux":
+            raise ServerError(
+                f"a system runs on Linux only, and this is {sys.platform}: use a virtual machine with Linux"
+            )
         if self.supervisor_pid() is not None:
             raise ServerError(f"a system runs already in {self.home}: {how_to('status')}, {how_to('stop')}")
         hosts = {
@@ -174,7 +179,14 @@ class System(SystemFolder):
         """
         self._interrupted = interrupted
         self._ended.clear()
-        self.home.mkdir(parents=True, exist_ok=True)
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServerError(
+                f"the folder of data and logs, {self.home}, can't be made: {error.strerror}; "
+                "SLUICE_HOME names another one"
+            ) from error
+        self._logs_began = {path.stem: path.stat().st_size for path in self.logs.glob("*.log")}
         with self._alone():
             if self.remains() and self._supervisor.end_remains():
                 print("ended what an earlier run had left, whose supervisor was killed", file=sys.stderr)
@@ -482,21 +494,23 @@ class System(SystemFolder):
             return
         for info in self.programs_now():
             name = info["name"]
-            if info["spawnerr"] and not info["spawnerr"].startswith("Exited too quickly"):
+            # "Bad exit code": it ended later than supervisor's `startsecs`, as on a busy machine.
+            if info["spawnerr"] and not info["spawnerr"].startswith(("Exited too quickly", "Bad exit code")):
                 raise ServerError(f"{name} can't be started: {info['spawnerr']}")
             if info["stop"]:
                 self._ended[name].add(info["stop"])
             if len(self._ended[name]) >= _FAILED_STARTS_MAX:
-                raise ServerError(
-                    f"{name} ends again and again (exit status {info['exitstatus']}); its log ends:\n{self.tail(name)}"
-                )
+                raise ServerError(f"{name} ends again and again; its log ends:\n{self.tail(name)}")
 
     def tail(self, name: str, lines: int = 15) -> str:
-        """The end of a program's log."""
+        """The end of a program's log, without what earlier runs wrote."""
         path = self.logs / f"{name}.log"
         if not path.exists():
             return "(no log)"
-        last = "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        began = self._logs_began.get(name, 0)
+        with path.open("rb") as file:
+            file.seek(began if began <= path.stat().st_size else 0)  # supervisor has begun a new file
+            last = "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         return last or "(nothing yet: if this machine is very busy, try again once it is less so)"
 
 

@@ -326,7 +326,7 @@ def test_a_start_that_fails_says_which_program_and_leaves_nothing(place: Place, 
     # When it is started, then it says so, and the end of the program's log, and stops what it had started
     said = broken.run("--detach")
     assert said.returncode == 1
-    assert said.stderr.startswith("run.sh: redis-control ends again and again (exit status ")
+    assert said.stderr.startswith("run.sh: redis-control ends again and again; its log ends:\n")
     assert "Invalid AOF manifest file format" in said.stderr
     wait_until(lambda: broken.processes() == [], "no process is left")
 

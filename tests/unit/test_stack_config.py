@@ -150,6 +150,21 @@ def test_a_folder_that_the_supervisor_would_misread_is_refused(tmp_path: Path, n
         config_of(tmp_path / name)
 
 
+def test_a_system_starts_on_linux_only_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System(config_of(tmp_path, "redis", **free_ports()))
+    system.check()
+    monkeypatch.setattr("stack.system.sys.platform", "darwin")
+    with pytest.raises(ServerError, match="Linux only, and this is darwin"):
+        system.check()
+
+
+def test_a_folder_that_can_t_be_made_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    system = System(config_of(tmp_path / "file" / "system", "redis", **free_ports()))
+    with pytest.raises(ServerError, match=r"file/system, can't be made: Not a directory; SLUICE_HOME names another"):
+        system.start(threading.Event())
+
+
 def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
     ports = free_ports()
     with socket.socket() as taken:

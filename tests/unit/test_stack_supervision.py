@@ -111,6 +111,42 @@ def test_two_starts_in_one_folder_keep_out_of_each_others_way(system: System) ->
         system.start(threading.Event())
 
 
+class Ending:
+    """A supervisor whose ingest ends after each start, and has lived longer than supervisor's `startsecs`."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+
+    def answers(self) -> bool:
+        return True
+
+    def programs(self) -> list[dict[str, object]]:
+        self.stops += 1
+        return [{"name": "ingest-0", "spawnerr": "Bad exit code 2", "stop": self.stops, "exitstatus": 2}]
+
+
+def test_a_program_that_ends_late_in_its_start_is_named_with_what_it_said_now(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given the log of an earlier run, and a start in which the program ends after more than a second
+    system.logs.mkdir(parents=True)
+    log = system.logs / "ingest-0.log"
+    log.write_text("ingest listens on 127.0.0.1\n")
+    monkeypatch.setattr(system, "_servers", lambda: (_ for _ in ()).throw(ServerError("far enough")))
+    monkeypatch.setattr(system, "check", lambda: None)
+    with pytest.raises(ServerError, match="far enough"):
+        system.start(threading.Event())
+    with log.open("a") as file:
+        file.write("ingest: INGEST_TLS_CERT=x can't be used\n")
+    monkeypatch.setattr(system, "_supervisor", Ending())
+    # When it has done so three times, then the message has its own words, and no others
+    for _ in range(2):
+        system._look_for_failures()
+    with pytest.raises(ServerError) as said:
+        system._look_for_failures()
+    assert str(said.value) == ("ingest-0 ends again and again; its log ends:\ningest: INGEST_TLS_CERT=x can't be used")
+
+
 def test_clean_deletes_what_is_sluices_and_no_more(system: System) -> None:
     # Given a folder with data, and with something that is not ours
     (system.home / "redis-log").mkdir(parents=True)
