@@ -62,7 +62,7 @@ def create(
     # The limit first: if it fails, there is no key that nobody has seen.
     limit = "" if rate is None else f" {set_account_limit(context, actor, key.account, rate=rate, why=why)}"
     context.operators.save_key(key)
-    words = f"API key {key_id} was made for {name}, by {actor}: {why}. {_described(key)}{limit}"
+    words = f"API key {key_id} was made for {name}, by {actor}: {why}. {_described(key)}.{limit}"
     if level is not None and not context.settings.admission_levels:
         words += " ADMISSION_LEVELS is off: the level has no effect."
     words += _copy(context)
@@ -127,7 +127,7 @@ def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
         return "limit unknown" if asked is None and account not in limits else limit_text_of(limits.get(account))
 
     lines = [
-        f"{key.id}  {key.name:<20} {_described(key, now)} {limit_of(key.account)}; "
+        f"{key.id}  {key.name:<20} {_described(key, now)}; {limit_of(key.account)}; "
         f"made by {key.actor} at {day_time(key.since)}: {key.why}"
         for key in keys
     ]
@@ -164,9 +164,9 @@ def _described(key: ApiKey, now: float | None = None) -> str:
     protocols = f"For {', '.join(key.protocols)}" if key.protocols else "For all protocols"
     level = "" if key.level is None else f" up to the level {key.level},"
     if key.expires is None:
-        return f"{protocols},{level} without an end."
+        return f"{protocols},{level} without an end"
     has_ended = now is not None and key.expires <= now
-    return f"{protocols},{level} {'EXPIRED at' if has_ended else 'until'} {day_time(key.expires)}."
+    return f"{protocols},{level} {'EXPIRED at' if has_ended else 'until'} {day_time(key.expires)}"
 
 
 def _copy(context: WorkerContext) -> str:

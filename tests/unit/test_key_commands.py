@@ -98,7 +98,7 @@ def test_a_key_is_stored_mirrored_listed_and_revoked() -> None:
     assert event_text(parts.events.last(1)[0]) == f"API key {key_id} made for shop"
     # When it is listed, then neither the key nor its hash is shown
     words, [document] = key_commands.listed(parts)
-    assert words.startswith(f"{key_id}  shop                 For loki, otlp, until 2023-11-16 22:13 UTC. at most 500/s")
+    assert words.startswith(f"{key_id}  shop                 For loki, otlp, until 2023-11-16 22:13 UTC; at most 500/s")
     assert (document["id"], document["account"], document["rate"]) == (key_id, "key:shop", 500.0)
     assert parts.operators.keys[key_id].digest not in words + json.dumps(document)
     parts.clock.advance(2 * 86_400)
@@ -138,7 +138,7 @@ def test_a_key_may_have_a_highest_level() -> None:
     assert "ADMISSION_LEVELS" not in said
     assert parts.operators.keys[key_id].level == "warn"
     words, [document] = key_commands.listed(parts)
-    assert "For otlp, up to the level warn, without an end." in words
+    assert "For otlp, up to the level warn, without an end; no limit; made by " in words
     assert document["level"] == "warn"
     # And a command says that a level has no effect while levels are off
     parts = Parts()
