@@ -232,7 +232,7 @@ const live = (() => {
     const lags = Object.values(status.lagByPartition || {});
     card("lag", number(lag), lag === 1 ? "event" : "events", lag === null ? "unknown" : policies.backlogWords(status.ratePolicy), levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
-    const empty = waits ? "none while consumption is paused" : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
+    const empty = waits ? (status.drainRate > 0 ? "before consumption was paused" : "none while consumption is paused") : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
     const most = format.ceiling(Math.max(0, ...lags), 100);
     const isCut = lags.length > NARROW_BARS_MAX;
