@@ -171,6 +171,10 @@ class Wire:
             self._connection.disconnect()
             raise
 
+    def has_response(self, seconds_max: float) -> bool:
+        """Wait until a response begins to come; False if none did in time, and the connection stays open."""
+        return bool(self._connection.can_read(timeout=seconds_max))
+
     def call(self, *command: str | bytes | int, seconds_max: float | None = None) -> Any:
         """Send a command and return its response."""
         self.send(*command)

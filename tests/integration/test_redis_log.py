@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pipeline.errors import (
     LogMisconfiguredError,
     LogUnavailableError,
 )
+from pipeline.log.redis_reader import EXACT_BELOW_SECONDS
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.names import KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM, AlarmCode, PauseReason
 from pipeline.settings import Settings
@@ -457,3 +459,44 @@ def test_an_error_that_redis_answers_is_a_refusal_and_no_silence(rig: RedisRig) 
         client.rpush(rig.settings.key_prefix + KEY_LOG_ID, "x")
     with pytest.raises(LogUnavailableError, match=r"^the event log \(Redis\) refuses: WRONGTYPE"):
         rig.open().identity()
+
+
+def test_a_short_wait_ends_in_time_and_a_long_one_asks_for_nothing_more(own_rig: RedisRig) -> None:
+    # Given a Redis whose own timer would end waits with its next tick, a second later at most
+    log = own_rig.open()
+    recovered(partial(log.append, [(1, b"x")]))
+    with own_rig.client() as client:
+        client.config_set("hz", 1)
+
+        def pings() -> int:
+            counted = client.info("commandstats").get("cmdstat_ping", {"calls": 0})
+            return int(counted["calls"])
+
+        # When waits that are short end in vain, then each wakes it up once, unless its timer was faster
+        before = pings()
+        for _ in range(3):
+            assert log.ready({0: 0}, wait_seconds=0.05) == set()
+            assert log.read(0, 0, records_max=1, wait_seconds=0.05) is None
+        woken = pings() - before
+        assert 0 < woken <= 6
+        # And the answers that come after them are the right ones
+        assert log.ready({0: 0, 1: 0}, wait_seconds=0.05) == {1}
+        assert must_read(log, 1, 0, records_max=1).values == [b"x"]
+        # When there is a record, or no wait, or a long one, then it is not asked
+        assert log.ready({0: 0}, wait_seconds=0.0) == set()
+        assert log.ready({0: 0}, wait_seconds=EXACT_BELOW_SECONDS) == set()
+        assert pings() == before + woken
+
+
+def test_a_record_that_comes_while_a_short_wait_ends_is_read(rig: RedisRig) -> None:
+    # Given a reader whose wait ends when a record comes
+    log, writer = rig.open(), rig.open()
+    recovered(partial(writer.append, [(0, b"0")]))
+    for number in range(1, 20):
+        thread = threading.Thread(target=recovered, args=(partial(writer.append, [(0, b"%d" % number)]),))
+        thread.start()
+        # Then it has the record, or an end without one, and never another answer
+        found = log.read(0, number, records_max=10, wait_seconds=0.001)
+        assert found is None or found.values == [b"%d" % number]
+        thread.join()
+        assert must_read(log, 0, number, records_max=10).values == [b"%d" % number]
