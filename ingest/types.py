@@ -134,7 +134,10 @@ class Request(RequestHead, Protocol):
         """The highest level that it may have, once it is identified."""
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
-        """The body as it was sent; `held` counts its bytes. Raises BodyTooLargeError, OverloadedError."""
+        """The body as it was sent; `held` counts its bytes.
+
+        Raises BodyTooLargeError, OverloadedError, and those of `identify` for a key that ended meanwhile.
+        """
 
 
 class Gate(Protocol):

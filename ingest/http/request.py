@@ -109,8 +109,8 @@ class IngestHttp(Http):
     """The requests and responses of one connection."""
 
     __slots__ = (
-        "_body_left", "_chunks", "_client", "_connection", "_cors", "_deadline", "_fields", "_is_chunked",
-        "_limits", "_lingers", "headers", "is_for_events", "request_id",
+        "_body_left", "_chunks", "_client", "_connection", "_cors", "_deadline", "_fields", "_identified_for",
+        "_is_chunked", "_limits", "_lingers", "headers", "is_for_events", "request_id",
     )  # fmt: skip
 
     def __init__(self, protocol: LimitedConnection) -> None:
@@ -124,6 +124,7 @@ class IngestHttp(Http):
         self._is_chunked = False
         self._chunks = 0  # of the body, whose first line was read
         self._lingers = False
+        self._identified_for: ProtocolName | None = None  # the protocol of the current request, if it needs a key
         self._fields: Sequence[tuple[str, str]] = ()  # all header fields of the current request, as they were sent
         self.headers: Mapping[str, str] = _NO_HEADERS  # the first field of each name, in lower case
         self.is_for_events = False  # the current request is for one of the addresses for events
@@ -140,7 +141,7 @@ class IngestHttp(Http):
         if client.tally is not None:
             return client.tally
         if client.has_keys:
-            headers = self.headers
+            headers, self._identified_for = self.headers, protocol
             return client.tally_of_key(headers.get("x-api-key"), headers.get("authorization"), protocol)
         # A proxy may add a line of its own below those of its client.
         return client.tally_of(self._all_lines(client.field))
@@ -273,7 +274,8 @@ class IngestHttp(Http):
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
         """The whole body as it was sent; `held` counts its bytes while they arrive.
 
-        Raises BodyTooLargeError, BadRequest, OverloadedError, and is cancelled when time is up.
+        Raises BodyTooLargeError, BadRequest, OverloadedError, and the errors of `identify`: a body may take until after
+        the end of its key. Is cancelled when time is up.
         """
         if not self.request_body:
             return b""
@@ -294,6 +296,8 @@ class IngestHttp(Http):
                 raise BodyTooLargeError(bytes_max, "bytes")
             held.take(len(part))
             parts.append(part)
+        if self._client.has_keys:  # its key may have been revoked while the body arrived
+            self.identify(self._identified_for)
         return b"".join(parts)
 
     async def read(self) -> bytes | None:

@@ -18,7 +18,7 @@ import redis
 
 from checks.testbed.processes import ROOT, Program, beat, control_worker, http_status, ingest
 from checks.testbed.waiting import BUSY_SECONDS, RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
-from checks.testbed.wire import Wire, get, post, request
+from checks.testbed.wire import Wire, get, post, request, send
 from ingest.http.request import IngestHttp
 from ingest.keys import KeyRing
 from pipeline.errors import SinkUnavailableError
@@ -77,6 +77,28 @@ def edge() -> Iterator[RunningIngest]:
         running.keys.replace(KEYS, "one", instead_of=None)
         eventually(lambda: get(running.port, "/readyz").status == 200, "the keys are known")
         yield running
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_a_key_that_is_revoked_while_a_body_arrives_is_refused(*, chunked: bool) -> None:
+    with edge_with_keys() as running:
+        running.publish(1e6)
+        running.keys.replace(KEYS, "one", instead_of=None)
+        eventually(lambda: get(running.port, "/readyz").status == 200, "the keys are known")
+        form = {"Transfer-Encoding": "chunked"} if chunked else {}
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY) if chunked else BODY
+        with Wire(running.port) as wire:
+            fields = BEARER | form | {"Expect": "100-continue"}
+            wire.send(request(headers=fields, length=len(BODY)))
+            assert wire.answer(has_body=False).status == 100  # the head was accepted
+            running.keys.revoke([SHOP_ID])
+            own = request(method="GET", path="/api/logs/throttle", content_type=None, headers=BEARER)
+            eventually(lambda: send(running.port, own).status == 401, "the key is refused")
+            # When the body comes only now
+            wire.send(body)
+            # Then it is refused as well
+            assert wire.answer().status == 401
+        assert all(position.begin == position.end for position in running.memory_log.positions())
 
 
 @pytest.mark.parametrize(
