@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -160,6 +160,10 @@ class Wire:
         """Send a command without waiting for its response."""
         self._connection.send_command(*command)
 
+    def send_all(self, *commands: Sequence[str | bytes | int]) -> None:
+        """Send commands at once: Redis then reads all of them when it wakes up for the first."""
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+
     def receive(self, *, seconds_max: float | None = None) -> Any:
         """The next response, as hiredis returns it (bytes, int, list). After a time-out the connection is closed.
 
@@ -190,8 +194,7 @@ class Wire:
 
     def ask_facts_and(self, *command: str | bytes | int) -> tuple[RedisFacts, Any]:
         """`ask_facts`, and the response of a command in the same round trip: an error that Redis sends is one too."""
-        self.send(*_ASK_FACTS)
-        self.send(*command)
+        self.send_all(_ASK_FACTS, command)
         try:
             info = self.receive()
         except BaseException:

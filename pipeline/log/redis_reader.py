@@ -63,8 +63,7 @@ class RedisReader:
         wait_ms = int(wait_seconds * 1000)
         block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait without limit
         places = [*map(self._keys.stream, offsets), *(f"0-{offset}" for offset in offsets.values())]
-        wire.send("GET", self._keys.log_id)
-        wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", *places)
+        wire.send_all(("GET", self._keys.log_id), ("XREAD", "COUNT", records_max, *block, "STREAMS", *places))
         if wire.receive() != log_id.encode():
             raise LogRestartedError("the event log (Redis) was emptied: this is another log")
         if not 0 < wait_ms < EXACT_BELOW_SECONDS * 1000 or wire.has_response(wait_seconds + EXACT_AFTER_SECONDS):
