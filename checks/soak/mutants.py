@@ -467,5 +467,85 @@ _OF_UNIT_TESTS = (
         test="tests/unit/test_hints.py::test_a_worker_whose_clock_differs_takes_each_message",
     ),
 )
+_OF_PAUSES_AND_HINTS = (
+    Mutant(
+        "note-of-pauses-never-old",
+        (
+            Edit(
+                "tasks/known_pauses.py",
+                "return 0 <= now - noted_at <= KNOWN_SECONDS_MAX and bool(checksum == _checksum(pauses))",
+                "return bool(checksum == _checksum(pauses))",
+            ),
+        ),
+        test="tests/unit/test_hints.py::test_a_note_is_as_old_as_the_question_and_not_as_its_answer",
+    ),
+    Mutant(
+        "note-of-unknown-pauses",
+        (
+            Edit("tasks/pause.py", "if self._known is not None and read.pauses is not None:", "if self._known:"),
+            Edit("tasks/pause.py", "note(read.pauses, read_at)", "note(read.pauses or (), read_at)"),
+        ),
+        test="tests/unit/test_hints.py::test_unknown_pauses_are_noted_as_no_pauses_by_nobody",
+    ),
+    Mutant(
+        "state-unchanged-though-paused",
+        (
+            Edit(
+                "pipeline/control_store/redis_control.py",
+                "last[0][:4] == answer[:4]",
+                "last[0][3:4] == answer[3:4]",
+            ),
+        ),
+        test="tests/contract/test_control_store_events.py::"
+        "test_each_change_of_the_state_is_seen_by_a_process_that_has_read_it_before",
+    ),
+    Mutant(
+        "follower-trusts-what-lay-in-its-socket",
+        (Edit("pipeline/follower.py", "        if took_seconds > OLD_SECONDS:\n            return\n", ""),),
+        test="tests/unit/test_follower.py::test_a_state_that_lay_in_the_socket_of_a_frozen_process_is_read_again",
+    ),
+    Mutant(
+        "quiet-log-stays-quiet",
+        (
+            Edit(
+                "tasks/beat_watch.py",
+                "return quiet_at is not None and now - quiet_at <= TRUST_SECONDS",
+                "return quiet_at is not None",
+            ),
+        ),
+        test="tests/unit/test_beat_watch.py::test_a_log_that_was_quiet_before_a_freeze_is_not_known_to_be",
+    ),
+    Mutant(
+        "messages-of-killed-workers-never-come-again",
+        (
+            Edit(
+                "tasks/consumer.py",
+                "        if found:\n            super().restore_visible",
+                "        if not found:\n            super().restore_visible",
+            ),
+        ),
+        test="tests/integration/test_queue_refused.py::"
+        "test_what_a_killed_worker_took_comes_again_after_the_time_out_and_not_before",
+    ),
+    Mutant(
+        "accepted-late-begin-hides-a-loss",
+        (
+            Edit(
+                "pipeline/late_begin.py",
+                "late.begin <= begin and late.missing_below <= end",
+                "late.missing_below <= end",
+            ),
+        ),
+        test="tests/unit/test_late_begin.py::test_what_is_accepted_is_that_of_one_partition_and_no_more_of_it",
+    ),
+)
 
-MUTANTS = (*_SEEN_IN_BRIEF, *_SEEN_IN_PAUSE, *_SEEN_IN_LOG_DEAD, *_SEEN_IN_OTHERS, *_OF_DAYS, *_OF_UNIT_TESTS)
+MUTANTS = (
+    *_SEEN_IN_BRIEF,
+    *_SEEN_IN_PAUSE,
+    *_SEEN_IN_LOG_DEAD,
+    *_SEEN_IN_OTHERS,
+    *_OF_DAYS,
+    *_OF_UNIT_TESTS,
+    *_OF_PAUSES_AND_HINTS,
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import redis
@@ -15,8 +16,8 @@ from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.common import FOLD_SECONDS
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.redis import RedisControlStore
-from pipeline.names import ControlEventKind, Mode, PauseReason
-from pipeline.ports.control import ControlEvents
+from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import Bands, ControlEvents, OperatorLimit
 from pipeline.ports.rate import Explanation, PolicyRecord
 from stack.servers import Server
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
@@ -277,6 +278,43 @@ def test_a_state_that_has_not_changed_is_read_once_from_its_text(control_redis: 
     assert rig.store.state().rate is not rig.store.state().rate
     rig.flush()
     assert rig.store.state().rate is None
+
+
+def test_each_change_of_the_state_is_seen_by_a_process_that_has_read_it_before(control_redis: Server) -> None:
+    # Given a process that reads the state before and after each change, and one that reads it for the first time
+    settings = control_settings(control_redis.url)
+    rig, tokens = redis_rig(settings), list[str]()
+    store = rig.store
+    by: Any = {"actor": "ann", "why": "w"}
+    store.restore([], actor="test")
+    publish = partial(store.publish_rate, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="test")
+    publish(base_rate=10.0)
+    changes: dict[str, Callable[[], object]] = {
+        "rate": lambda: publish(base_rate=20.0),
+        "breaker opens": lambda: store.pause(PauseReason.BREAKER, **by),
+        "probe begins": lambda: tokens.append(rig.leases.take(LEASE_PROBE, seconds=60.0) or ""),
+        "probe ends": lambda: rig.leases.give_back(LEASE_PROBE, tokens[-1]),
+        "breaker closes": lambda: store.resume(PauseReason.BREAKER, generation=None, **by),
+        "partition pauses": lambda: store.pause(PauseReason.POISON, partition=1, **by),
+        "partition resumes": lambda: store.resume(PauseReason.POISON, partition=1, generation=None, **by),
+        "bands": lambda: store.set_bands(Bands(9.0, 1.0, 10, 20, "ann", "w", 0.0)),
+        "bands end": lambda: store.clear_bands(**by),
+        "account": lambda: store.restore_account_limits([OperatorLimit("a", 5.0, None, "ann", "w", 0.0)], actor="test"),
+        "account ends": lambda: store.clear_account_limit("a", **by),
+        "bucket": lambda: [rig.bucket.take(needed=1, wanted=1000, process="b") for _ in range(2)],
+        "keys": lambda: rig.keys.replace([], "v", instead_of=None),
+        "override": lambda: store.set_override(3.0, until=store.state().time + 3600, **by),
+        "override ends": lambda: store.clear_override(**by),
+        "flush": rig.flush,
+    }
+    for name, change in changes.items():
+        before = store.state()
+        assert replace(store.state(), time=0.0) == replace(before, time=0.0), name
+        change()
+        # Then both see the same, which is not what was before
+        after, fresh = store.state(), RedisControlStore(settings).state()
+        assert replace(after, time=fresh.time) == fresh, name
+        assert replace(after, time=before.time) != before, name
 
 
 @pytest.mark.parametrize("kind", ["publication", "event"])

@@ -177,6 +177,26 @@ def test_a_wait_in_vain_brings_the_state_in_the_same_round_trip(rig: _Rig, monke
     assert rig.rate() == 500
 
 
+def test_what_happens_while_it_reads_its_first_state_ends_its_first_wait(rig: _Rig) -> None:
+    # Given a rate that is published just after a new follower has read the state
+    state, state_after, waits = rig.store.state, rig.store.state_after, list[bool]()
+
+    def read() -> ControlState:
+        found = state()
+        rig.publish(500)
+        return found
+
+    def wait(position: str, *, wait_seconds: float) -> tuple[str, ControlState | None]:
+        newest, found = state_after(position, wait_seconds=0.0)
+        waits.append(newest == position)
+        return newest, found
+
+    rig.store.state, rig.store.state_after = read, wait  # type: ignore[method-assign]
+    # When it waits for the first time, then it has not missed that
+    rig.follower._follow()
+    assert waits == [False, False]
+
+
 def test_after_an_outage_it_reads_the_state_before_it_waits(rig: _Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a follower whose store went away
     calls = counting(rig, monkeypatch)

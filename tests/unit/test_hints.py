@@ -32,7 +32,7 @@ from tasks.app import SluiceCelery, make_app
 from tasks.context import WorkerContext
 from tasks.drain import PausedCheck
 from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint, send_hint, send_net_hint
-from tasks.known_pauses import KnownPauses
+from tasks.known_pauses import KNOWN_SECONDS_MAX, KnownPauses
 from tasks.pause import PauseFollower, PausesReader
 from tasks.persist_overrides import Compared
 from tasks.ticking import TickScheduler
@@ -462,6 +462,27 @@ def test_a_note_is_as_old_as_the_question_and_not_as_its_answer() -> None:
     PausesReader(store, known, clock).state()
     # Then a drain does not trust it: another process may have paused since
     assert not known.are([], clock.monotonic())
+
+
+@pytest.mark.parametrize("asks", ["state", "state_after"])
+def test_unknown_pauses_are_noted_as_no_pauses_by_nobody(asks: str) -> None:
+    # Given a control store that was emptied, after a read of its pauses
+    clock, known = ManualClock(), KnownPauses()
+    server = MemoryServer(clock)
+    store = MemoryControlStore(Settings(), server)
+    store.restore([], actor="controller")
+    reader = PausesReader(store, known, clock)
+    reader.state()
+    assert known.are([], clock.monotonic())
+    server.flush()
+    clock.advance(KNOWN_SECONDS_MAX + 0.1)
+    # When a worker's main process reads them
+    state = reader.state() if asks == "state" else reader.state_after("0-0", wait_seconds=0.0)[1]
+    assert state is not None
+    assert state.pauses is None
+    # Then no drain takes that for "nothing is paused"
+    assert not known.are([], clock.monotonic())
+    assert not known.is_recent(clock.monotonic())
 
 
 @pytest.mark.parametrize(("before", "after", "is_trusted"), [(0.0, 0.0, True), (3.0, 0.0, False), (0.0, 3.0, False)])

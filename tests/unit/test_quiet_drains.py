@@ -13,6 +13,8 @@ from pipeline.drain import drain, drain_in_turn
 from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import BreakerOpenError, LogUnavailableError, SinkUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.names import PauseReason
+from pipeline.ports.control import Pause
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
@@ -245,3 +247,21 @@ def test_the_start_of_a_shutdown_is_noted_for_the_drains() -> None:
     known.note([], 100.0)
     assert quiet.is_ending()
     assert known.are([], 100.0)
+    # And so does a note that no drain waits for a process, which a stop does not say
+    assert not known.is_short
+    known.note_short(is_short=False)
+    assert quiet.is_ending()
+
+
+def test_a_note_of_one_pause_is_none_of_another_that_is_like_it() -> None:
+    known, pause = KnownPauses(), Pause(PauseReason.POISON, 7, 0.0, "a drain", "w", partition=1)
+    known.note([pause], 100.0)
+    assert known.are([pause], 100.0)
+    # Whether it is of another partition, or began after that one ended
+    for other in (
+        replace(pause, partition=2),
+        replace(pause, generation=8),
+        replace(pause, reason=PauseReason.LOG_GAP),
+    ):
+        assert not known.are([other], 100.0)
+    assert not known.are([pause, replace(pause, partition=2, generation=8)], 100.0)

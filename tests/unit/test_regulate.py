@@ -753,6 +753,29 @@ def test_records_that_were_stored_elsewhere_and_are_stored_again_stay_a_reason(s
     assert system.rate().alarms == ()
 
 
+def test_commits_that_show_what_was_stored_elsewhere_are_kept_until_that_is_recorded(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a log that keeps what was stored, and a database that has nothing of it
+    system.append(0, 100)
+    system.log.commit(system.log.identity().log_id, 0, 100)
+    system.database.stored = {}
+
+    def away(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("no answer")
+
+    # When the control store is lost just when the first tick records that, and the process is another one afterwards
+    with monkeypatch.context() as patch:
+        patch.setattr(system.rig.events, "record", away)
+        with pytest.raises(StoreUnavailableError):
+            system.tick()
+    system.late_begins = LateBegins()
+    # Then the next tick still sees it
+    system.tick()
+    (alarm,) = system.rate().alarms
+    assert "did not have the 100 records" in alarm.what
+
+
 def test_an_accepted_late_begin_does_not_hide_that_the_log_then_loses_what_was_to_be_stored_again(
     system: System,
 ) -> None:
