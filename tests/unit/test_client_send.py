@@ -1,5 +1,6 @@
 """What `sluice send` does with the answers of a server, on a clock that is moved by hand."""
 
+import ssl
 from dataclasses import dataclass, field
 
 import pytest
@@ -88,6 +89,15 @@ def test_the_client_gives_up_when_nobody_gets_through() -> None:
     with pytest.raises(GiveUpError):
         send(server, 10)
     assert len(server.bodies) == 1 + 13
+
+
+def test_the_client_does_not_repeat_against_a_certificate_that_it_does_not_trust() -> None:
+    untrusted = NotSentError("https://ingest.example: certificate verify failed")
+    untrusted.__cause__ = ssl.SSLCertVerificationError("certificate verify failed")
+    server = Server([untrusted] * 2)
+    with pytest.raises(GiveUpError, match="certificate verify failed; SSL_CERT_FILE names a file with another CA"):
+        send(server, 10)
+    assert len(server.bodies) == 1
 
 
 def test_the_time_without_input_is_not_held_against_the_server() -> None:

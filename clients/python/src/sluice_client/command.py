@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,9 +198,12 @@ class Sender:
                 self._wait(pause)
 
     def _send_once(self, batch: Batch[Item]) -> Pause | None:
+        """Send a batch once. Raises GiveUpError for a certificate that is not trusted: no repeat changes that."""
         try:
             response = self._endpoint.post(batch.body)
         except (NotSentError, NoResponseError) as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise GiveUpError(f"{error}; SSL_CERT_FILE names a file with another CA") from error
             return self._delivery.failed(error)
         return self._delivery.answered(response)
 
