@@ -168,7 +168,8 @@ class System(SystemFolder):
             if problem is not None:
                 raise ServerError(
                     f"{name}={port} {problem} on {host}: set {name} to another port, or PORT_BASE={free_base()}, which "
-                    "moves all ports; a second system beside the first needs its own SLUICE_HOME too"
+                    "moves all ports without a setting of their own; a second system beside the first needs its own "
+                    "SLUICE_HOME too"
                 )
 
     def start(self, interrupted: threading.Event) -> dict[str, str]:

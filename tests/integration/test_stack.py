@@ -245,7 +245,8 @@ def test_a_taken_port_is_said_in_one_line_before_anything_starts(place: Place, t
     [line] = said.stderr.strip().splitlines()
     assert re.fullmatch(
         f"run.sh: INGEST_PORT={place.environ['INGEST_PORT']} is taken on 127.0.0.1: set INGEST_PORT to another port, "
-        r"or PORT_BASE=\d+, which moves all ports; a second system beside the first needs its own SLUICE_HOME too",
+        r"or PORT_BASE=\d+, which moves all ports without a setting of their own; a second system beside the first "
+        "needs its own SLUICE_HOME too",
         line,
     )
     assert not (other.home / "supervisor.pid").exists()
