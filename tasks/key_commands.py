@@ -6,6 +6,7 @@ and a key that was revoked is refused at once, also while PostgreSQL is unavaila
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.account import KEY_NAME, account_of_key
@@ -14,6 +15,7 @@ from pipeline.event_text import day_time
 from pipeline.keys import DIGEST, KEY_ID, ApiKey
 from pipeline.names import ControlEventKind, Level, ProtocolName
 from pipeline.ports.control import OperatorLimit, account_limits
+from pipeline.text import on_one_line
 from tasks.commands import CommandError, limit_text_of, set_account_limit
 from tasks.context import WorkerContext
 from tasks.sync_keys import sync_keys
@@ -119,7 +121,8 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
 
 def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
     """All keys, in words and for programs; never the keys themselves."""
-    keys = sorted(context.operators.load_keys().keys, key=lambda key: (key.name, key.since))
+    stored = sorted(context.operators.load_keys().keys, key=lambda key: (key.name, key.since))
+    keys = [replace(key, actor=on_one_line(key.actor), why=on_one_line(key.why)) for key in stored]
     asked, now = _asked_limits(context), context.clock.now()
     limits = account_limits(context.settings, asked)
 

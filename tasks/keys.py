@@ -12,7 +12,7 @@ from typing import Final
 from pipeline.errors import SettingsError, SluiceError
 from pipeline.keys import digest_of, make_key
 from pipeline.settings import Settings, ignore_variables_of_others
-from pipeline.text import on_its_lines
+from pipeline.text import on_its_lines, on_one_line
 from tasks import key_commands
 from tasks.context import WorkerContext
 from tasks.key_arguments import add_arguments
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(context: WorkerContext, asked: argparse.Namespace) -> int:
-    actor = user_at_host()
+    actor, why = user_at_host(), on_one_line(getattr(asked, "why", ""))
     match asked.command:
         case "create":
             key, key_id = make_key()
@@ -57,7 +57,7 @@ def _run(context: WorkerContext, asked: argparse.Namespace) -> int:
                 days=asked.days,
                 rate=asked.rate,
                 level=asked.level,
-                why=asked.why,
+                why=why,
             )
             sys.stderr.write(f"{on_its_lines(words)}\n")
             sys.stdout.write(f"{key}\n")
@@ -65,7 +65,7 @@ def _run(context: WorkerContext, asked: argparse.Namespace) -> int:
             text, documents = key_commands.listed(context)
             sys.stdout.write(f"{json.dumps(documents) if asked.json else on_its_lines(text)}\n")
         case _:
-            sys.stdout.write(f"{on_its_lines(key_commands.revoke(context, actor, asked.key, asked.why))}\n")
+            sys.stdout.write(f"{on_its_lines(key_commands.revoke(context, actor, asked.key, why))}\n")
     return 0
 
 

@@ -12,6 +12,7 @@ import click
 from celery.app.control import Control
 
 from pipeline.keys import digest_of, make_key
+from pipeline.text import on_one_line
 from tasks.signing import REFUSED, SluiceMailbox, is_on, settings_of, stamped
 
 OURS: Final = frozenset(
@@ -120,4 +121,4 @@ def user_at_host() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    return on_one_line(f"{user}@{socket.gethostname()}")

@@ -24,6 +24,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
 from pipeline.names import DropReason
 from pipeline.settings import Settings
+from pipeline.text import on_one_line
 from tasks.dropped import note_dropped
 
 SERIALIZER: Final = "auth"  # Celery's name
@@ -180,6 +181,19 @@ class Freshness:
         return None
 
 
+def _on_one_line(given: Any) -> Any:
+    """An argument with each control character in its texts as an escape: names and reasons are shown in terminals."""
+    match given:
+        case str():
+            return on_one_line(given)
+        case list():
+            return [_on_one_line(one) for one in given]
+        case dict():
+            return {name: _on_one_line(one) for name, one in given.items()}
+        case _:
+            return given
+
+
 class SluiceNode(Node):
     """A worker's mailbox. Where messages are signed, it carries out each command once."""
 
@@ -201,7 +215,7 @@ class SluiceNode(Node):
         if problem is not None:
             note_dropped(DropReason.REPEATED, f"the remote command {method}: {problem}")
             return {"error": f"refused: {problem}", REFUSED: True}
-        return super().handle(method, arguments)
+        return super().handle(method, _on_one_line(arguments))
 
 
 class SluiceMailbox(Mailbox):

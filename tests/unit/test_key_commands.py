@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -311,6 +312,20 @@ def test_the_key_is_made_by_the_sender_and_never_sent(monkeypatch: pytest.Monkey
     with pytest.raises(click.ClickException, match=r"^no$"):
         control.broadcast("keys_create", {"words": ["shop"]}, callback=shown.append)
     assert len(shown) == 1
+
+
+def test_a_reason_forges_no_line_of_the_list(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts: Any = Parts()
+    monkeypatch.setattr(keys, "WorkerContext", lambda settings: parts)
+    assert keys.main(["create", "shop", "--why", "x\ndeadbeef  root  For all"]) == 0
+    [stored] = parts.operators.keys.values()
+    assert stored.why == "x\\ndeadbeef  root  For all"
+    # And none that an earlier version stored
+    parts.operators.keys[stored.id] = replace(stored, why="x\ndeadbeef", actor="ann\n@host")
+    words, [document] = key_commands.listed(parts)
+    assert "\n" not in words + document["why"] + document["by"]
 
 
 def test_the_command_line_prints_the_key_alone(

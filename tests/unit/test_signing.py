@@ -241,6 +241,16 @@ def test_a_refused_command_is_marked_in_the_answer(monkeypatch: pytest.MonkeyPat
     assert node.handle("ping", command) == {"error": "refused: it was carried out before", signing.REFUSED: True}
 
 
+def test_no_argument_of_a_command_forges_a_line_or_reaches_a_terminal_raw() -> None:
+    mailbox: Any = SimpleNamespace(clock=SimpleNamespace(adjust=None))
+    state: Any = SimpleNamespace(app=SimpleNamespace(sluice_settings=Settings()))
+    node = signing.SluiceNode("c@h", state, handlers={"pause": lambda state, **given: given}, mailbox=mailbox)
+    given = {"by": "eve\nroot", "words": ["a\r\n00:00", "\x1b[31m", 7], "rate": 1.5, "more": {"x": ["\u2028"]}}
+    assert node.handle("pause", given) == {
+        "by": "eve\\nroot", "words": ["a\\r\\n00:00", "\\x1b[31m", 7], "rate": 1.5, "more": {"x": ["\\u2028"]},
+    }  # fmt: skip
+
+
 def test_no_task_does_what_only_an_operator_requests() -> None:
     # A recorded tick can be sent again under the name of each other task without arguments.
     app = make_app(Settings())
