@@ -3,7 +3,8 @@
 A lease is a number of tokens that this process took from the bucket in advance. Spending them is a subtraction. The
 process renews a lease before it is used up, with one call at a time, on a thread beside the event loop. If the bucket
 was empty, the process predicts its tokens, and rejects requests without a call to the bucket. Everything except the
-call itself runs on the event loop, so there are no locks.
+call itself runs on the event loop, so there are no locks. While no requests come, that thread goes on to call by
+itself, and wakes the event loop only if an answer differs from the one before.
 
 A body passes if the lease and the bucket together hold one token, whatever its size. The rest is the bucket's debt, and
 bodies of all sizes wait until it is paid. So each body has the same chance, and none starves beside smaller ones.
@@ -17,6 +18,7 @@ import asyncio
 import math
 import os
 import socket
+import threading
 import uuid
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -60,9 +62,12 @@ class _Publication:
     rate_after: float = 0.0  # the rate after that time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Fill:
-    """The bucket's tokens at a time (own monotonic clock). Since then it fills at `rate` up to `burst`, at most."""
+    """The bucket's tokens at a time (own monotonic clock). Since then it fills at `rate` up to `burst`, at most.
+
+    The thread that calls the bucket moves the time of one whose bucket has not changed.
+    """
 
     tokens: float
     at: float
@@ -117,10 +122,10 @@ class Admission:
     # It has more attributes than Python stores inside an object without them, and each decision reads some.
     __slots__ = (
         "_allowance_at", "_ask_not_before", "_asked_for", "_bucket", "_clock", "_count_falls_at", "_decay",
-        "_drain_over", "_executor", "_fill", "_given_back", "_is_asking", "_is_running", "_kept", "_lease_rate",
-        "_lease_version", "_left", "_level_not_before", "_limited_by", "_limited_since", "_live_processes", "_local",
-        "_loop", "_low", "_lowest", "_metrics", "_process", "_publication", "_refused", "_settings", "_turns",
-        "_waiting", "_was_void", "bucket_problem", "is_quiet",
+        "_drain_over", "_executor", "_fill", "_given_back", "_grant", "_is_asking", "_is_running", "_kept",
+        "_lease_rate", "_lease_version", "_left", "_level_not_before", "_limited_by", "_limited_since",
+        "_live_processes", "_local", "_loop", "_low", "_lowest", "_metrics", "_process", "_publication", "_refused",
+        "_settings", "_turns", "_waiting", "_was_void", "_watch_ends", "bucket_problem", "is_quiet",
     )  # fmt: skip
 
     def __init__(
@@ -144,6 +149,8 @@ class Admission:
         self._live_processes = settings.ingest_processes_max  # until the bucket was reachable for COUNT_SECONDS
         self._count_falls_at: float | None = None  # monotonic; None: the bucket is unreachable
         self._fill: _Fill | None = None
+        self._grant: Grant | None = None  # the bucket's last answer; None if it did not answer
+        self._watch_ends: threading.Event | None = None  # ends the thread's own calls; None if it makes none
         self._ask_not_before = 0.0  # monotonic; limits how often the process calls a drained bucket
         self._kept = _NONE_KEPT
         self._lowest = Level.DEBUG  # the lowest level that might pass at the last grant
@@ -172,6 +179,7 @@ class Admission:
     def close(self) -> None:
         """Release the thread. A call that is running ends by its own time-out."""
         self._is_running = False
+        self._end_watch()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # --- Decisions ------------------------------------------------------------------------------------------------
@@ -401,8 +409,62 @@ class Admission:
         """Call the bucket for no tokens: it counts this process, and returns the number of live processes."""
         if not self._is_running:
             return
+        grant, fill = self._grant, self._fill
+        if grant is not None and fill is not None and self._may_watch(grant):
+            ends = self._watch_ends = threading.Event()
+            self._loop.run_in_executor(self._executor, self._watch, grant, fill, ends).add_done_callback(
+                self._on_watched
+            )
+        else:
+            self._renew_later()
+            self.look()
+
+    def _renew_later(self) -> None:
         self._loop.call_later(PRESENCE_QUIET_SECONDS if self.is_quiet else PRESENCE_SECONDS, self._renew_presence)
-        self.look()
+
+    def _may_watch(self, grant: Grant) -> bool:
+        """Whether the thread may renew the presence by itself: if the same answer comes again, nothing is to be done.
+
+        So the last call asked for no tokens, gave none back, and all that this process knows is from its answer.
+        """
+        known = self._publication
+        return (
+            self.is_quiet
+            and not self._is_asking
+            and grant.granted == 0 == grant.wait_seconds
+            and known is not None
+            and known.version == grant.version
+            and self._live_processes == grant.live_processes
+            and self._given_back == 0
+        )
+
+    def _watch(self, known: Grant, fill: _Fill, ends: threading.Event) -> tuple[bool, Grant | None]:
+        """Renew the presence, on the executor's thread, until an answer differs, or requests come.
+
+        Returns whether the answer differed, and that answer; None if the bucket is unavailable.
+        """
+        while True:
+            began = self._clock.monotonic()
+            _, grant = self._call(0, 0, 0, LEVEL_HIGHEST)
+            if grant != known:
+                return True, grant
+            fill.at = self._clock.monotonic()
+            if not self.is_quiet or ends.wait(max(0.0, PRESENCE_QUIET_SECONDS - (fill.at - began))):
+                return False, grant
+
+    def _on_watched(self, watch: "asyncio.Future[tuple[bool, Grant | None]]") -> None:
+        self._watch_ends = None
+        if watch.cancelled() or not self._is_running:
+            return
+        self._renew_later()
+        differs, answer = watch.result()
+        if differs and not self._is_asking:  # otherwise the next answer is a newer one
+            self._settle(0, answer)
+
+    def _end_watch(self) -> None:
+        """Let the thread make no more calls of its own: another one waits for it, or this process ends."""
+        if self._watch_ends is not None:
+            self._watch_ends.set()
 
     def look(self) -> None:
         """Call the bucket for no tokens, to see whether it is available."""
@@ -413,6 +475,7 @@ class Admission:
         """Call the bucket, one call at a time, for the waiting requests and a lease: the usual size, or `lease`."""
         if self._is_asking or not self._is_running:
             return
+        self._end_watch()
         while self._waiting and self._waiting[0].done.done():
             self._waiting.popleft()  # its client disconnected
         now = self._clock.monotonic()
@@ -461,8 +524,12 @@ class Admission:
         self._is_asking = False
         if call.cancelled() or not self._is_running:
             return
+        self._settle(*call.result())
+
+    def _settle(self, wanted: int, answer: Grant | None) -> None:
+        """Use the answer to a call for `wanted` tokens; None: the bucket is unavailable."""
         now = self._clock.monotonic()
-        wanted, answer = call.result()
+        self._grant = answer
         if answer is not None:
             self._local = None
             if wanted:

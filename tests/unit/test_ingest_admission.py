@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -568,9 +568,10 @@ async def test_a_quiet_process_renews_its_presence_less_often(rig: _Rig, monkeyp
         return call_later(seconds, callback, *arguments, **named)
 
     monkeypatch.setattr(asyncio.get_running_loop(), "call_later", noted)
-    # When its presence is renewed with requests, without them, and with them again
+    # When its presence is renewed with requests, then without them but with tokens to give back, and with them again
     for is_quiet in (False, True, False):
         rig.admission.is_quiet = is_quiet
+        rig.admission._given_back = int(is_quiet)
         rig.admission._renew_presence()
         await rig.settled(len(waits) + 1)
     # Then each time the bucket is called, and the next time comes later only without requests
@@ -578,6 +579,74 @@ async def test_a_quiet_process_renews_its_presence_less_often(rig: _Rig, monkeyp
     assert waits == [3600, PRESENCE_QUIET_SECONDS, 3600]
     # And the others have counted it, and it knows the bucket, for as long as if it was busy
     assert min(COUNT_SECONDS, FILL_SECONDS_MAX) >= PRESENCE_QUIET_SECONDS + CALL_SECONDS_MAX
+
+
+@pytest.fixture
+async def quiet(rig: _Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_Rig]:
+    """A process without requests, which renews its presence all the time, and has a full bucket."""
+    monkeypatch.setattr("ingest.admission.PRESENCE_QUIET_SECONDS", 0.001)
+    await rig.start()
+    rig.clock.advance(10)
+    await rig.ask()
+    rig.admission.is_quiet = True
+    rig.admission._renew_presence()
+    yield rig
+    rig.admission.close()
+
+
+async def _calls(rig: _Rig, count: int) -> None:
+    """Until the bucket was called so often from now on."""
+    most = len(rig.bucket.asked) + count
+    await _until(lambda: len(rig.bucket.asked) >= most)
+
+
+async def test_a_quiet_process_wakes_its_event_loop_only_for_an_answer_that_differs(
+    quiet: _Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[Grant | None] = []
+    settle = Admission._settle
+
+    def noted(admission: Admission, wanted: int, answer: Grant | None) -> None:
+        settled.append(answer)
+        settle(admission, wanted, answer)
+
+    monkeypatch.setattr(Admission, "_settle", noted)
+    # When time passes, then the bucket counts it, and it knows what the bucket holds
+    for _ in range(3):
+        quiet.clock.advance(FILL_SECONDS_MAX)
+        await _calls(quiet, 2)
+        assert quiet.admission.tokens_seen(quiet.clock.monotonic()) is not None
+    assert settled == []
+    assert quiet.bucket.asked[-1] == (0, 0)
+    # When a rate is published, which the follower has not read yet, then the event loop learns it, once
+    quiet.publish(1000.0)
+    await _until(lambda: settled != [])
+    await _calls(quiet, 3)
+    assert len(settled) == 1
+    quiet.publish(300.0)
+    await _until(lambda: quiet.admission.rate(quiet.clock.monotonic()) == 300.0)
+    # And so it learns that the bucket does not answer
+    await _calls(quiet, 3)
+    quiet.server.is_unavailable = True
+    await _until(lambda: quiet.admission.is_local)
+
+
+async def test_requests_end_the_calls_of_a_quiet_process(quiet: _Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given one that waits for long before its next call
+    monkeypatch.setattr("ingest.admission.PRESENCE_QUIET_SECONDS", 10 * WAIT_SECONDS_MAX)
+    await _calls(quiet, 1)
+    # When requests use up its lease, then those that need a call wait for no presence
+    for _ in range(40):
+        await asyncio.wait_for(quiet.admission.take(1), WAIT_SECONDS_MAX)
+    assert max(wanted for _, wanted in quiet.bucket.asked[-2:]) > 0
+    # And so it is when the process ends
+    await quiet.ask()
+    monkeypatch.setattr("ingest.admission.PRESENCE_SECONDS", 0)
+    quiet.admission._renew_presence()
+    assert quiet.admission._watch_ends is not None
+    await _calls(quiet, 1)
+    quiet.admission.close()
+    await asyncio.to_thread(quiet.admission._executor.shutdown, wait=True)
 
 
 async def test_a_look_shows_that_the_bucket_is_unavailable(rig: _Rig) -> None:
