@@ -50,7 +50,7 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.settings import Settings
-from pipeline.text import NAMED_MAX, some_of
+from pipeline.text import NAMED_MAX, counted, some_of
 
 _logger = logging.getLogger(__name__)
 
@@ -628,14 +628,17 @@ def _stop_forgotten(
         if stored is None or not stored < position.begin == position.end or partition in stopped:
             continue
         was_stored = position.committed is not None and position.committed >= position.begin
+        lost = position.begin - stored
+        is_one = lost == 1
         cause = (
-            f"{sample.sink} has lost them after they were trimmed"
+            f"{sample.sink} has lost {'it after it was' if is_one else 'them after they were'} trimmed"
             if was_stored
-            else f"They were deleted from the log, and it does not know that {sample.sink} had stored all of them"
+            else f"{'It was' if is_one else 'They were'} deleted from the log, and it does not know that "
+            f"{sample.sink} had stored {'it' if is_one else 'all of them'}"
         )
         why = (
             f"partition {partition}: {sample.sink} has stored up to offset {stored:,} only, and the log begins at "
-            f"{position.begin:,}: {position.begin - stored:,} records are in neither. {cause}"
+            f"{position.begin:,}: {counted(lost, 'record')} {'is' if is_one else 'are'} in neither. {cause}"
         )
         _logger.error("%s", why, extra={"action": "stored_events_lost", "partition": partition})
         store.pause(PauseReason.LOG_GAP, actor=actor, why=why, partition=partition)

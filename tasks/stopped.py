@@ -217,6 +217,8 @@ def _stopped_context(context: WorkerContext, sink: EventSink[Any]) -> StoppedCon
 def _hole_words(hole: Hole) -> str:
     if hole.end > hole.first:
         count = hole.end - hole.first
+        if count == 1:
+            return f"offset {hole.first} is missing: 1 record that was never stored"
         return f"offsets {hole.first} to {hole.end - 1} are missing: {counted(count, 'record')} that were never stored"
     if hole.is_refilled:
         return (

@@ -591,6 +591,18 @@ def test_a_log_that_ends_before_the_stored_offset_is_stopped(system: System) -> 
     assert len(system.rig.store.state().pauses or ()) == 1
 
 
+def test_a_single_lost_record_is_said_in_the_singular(system: System) -> None:
+    system.append(0, 6)
+    system.log.server.trim(0, 6)
+    system.database.stored = {0: 6}
+    system.log.commit(system.log.identity().log_id, 0, 6)
+    system.tick()
+    system.database.stored = {0: 5}
+    system.tick()
+    (pause,) = system.rig.store.state().pauses or ()
+    assert "the log begins at 6: 1 record is in neither. PostgreSQL has lost it after it was trimmed" in pause.why
+
+
 def test_what_postgresql_lost_after_it_was_trimmed_is_declared_and_counted(system: System) -> None:
     # Given an idle partition of which all was stored and trimmed, and another of which the log holds the rest
     system.append(0, 100)
