@@ -67,8 +67,11 @@ class TickScheduler(Scheduler):
         self._hinted: tuple[float, object] | None = None  # when the last tick of hints was sent, and the pauses then
         is_beside = app.sluice_settings.regulate_seconds <= HINTS_SECONDS_MAX
         self._hints_seconds_max = HINTS_BESIDE_REGULATE_SECONDS if is_beside else HINTS_SECONDS_MAX
-        is_measured = app.sluice_settings.regulate_seconds <= app.sluice_settings.measure_seconds
-        self._measure_seconds = MEASURE_BESIDE_REGULATE_SECONDS if is_measured else 0.0
+        period = app.sluice_settings.measure_seconds
+        is_measured = app.sluice_settings.regulate_seconds <= period
+        # Whole periods, less a half: a tick that is due may come a little early or late.
+        periods = max(1, MEASURE_BESIDE_REGULATE_SECONDS // period) - 0.5
+        self._measure_seconds = periods * period if is_measured else 0.0
         self._measured_at = self._clock.monotonic()  # when that tick was last sent; at first, when Beat started
         super().__init__(app, *args, **options)
 

@@ -1,5 +1,6 @@
 """Beat's scheduler on a clock that is moved: it ticks by the monotonic one."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,6 +116,23 @@ def test_ticks_that_only_measure_are_rare_unless_those_of_the_control_loop_are(c
     run(ticker, clock, 2.0)
     ticker.broker_fails = False
     assert run(ticker, clock, 16.0).count(MEASURE) == 1
+
+
+@pytest.mark.parametrize("measure_seconds", [1.0, 15.0, 20.0, 40.0, 44.0, 50.0])
+def test_a_tick_that_measures_comes_before_the_last_measurement_is_too_old(
+    clock: ManualClock, measure_seconds: float
+) -> None:
+    # Given a control loop that has failed, and a Beat that wakes up late in every other of these periods
+    ticker = Ticker(clock, Settings(regulate_seconds=1.0, measure_seconds=measure_seconds))
+    sent_at = [clock.monotonic()]
+    end = clock.monotonic() + 600.0
+    while clock.monotonic() < end:
+        clock.advance(ticker.tick() + (0.2 if len(sent_at) % 2 else 0.0))
+        if MEASURE in ticker.sent:
+            sent_at.append(clock.monotonic())
+        ticker.sent.clear()
+    # Then facts about PostgreSQL are never missing, also if it takes some seconds to read them
+    assert max(later - earlier for earlier, later in itertools.pairwise(sent_at)) < FACTS_SECONDS - 5.0
 
 
 @pytest.mark.parametrize("seconds", [-3600.0, 3600.0])
