@@ -242,9 +242,9 @@ def tick_hints(app: Celery, context: WorkerContext, state: ControlState | None =
 
 
 @shared_task(name="sluice.measure", bind=True)
-def measure(self: Any) -> None:
+def measure(self: Any) -> str | None:
     """Measure in case that the control loop's ticks do not."""
-    _measure(context_of(self.app.sluice_settings), None)
+    return _measure(context_of(self.app.sluice_settings), None)
 
 
 @_one_line_when_unavailable

@@ -163,6 +163,9 @@ def test_a_tick_of_the_control_loop_measures_when_that_is_due(rig: Rig, monkeypa
     context.operators.database_facts.side_effect = SinkUnavailableError("no answer")
     assert run(SimpleNamespace(app=app)) == "0 of 4 shares have no drain"  # type: ignore[arg-type]
     assert context.counters.note.call_count == 1
+    # But the task that only measures returns the reason, for Flower
+    measure = type(make_app(rig.settings).tasks["sluice.measure"]).run
+    assert measure(SimpleNamespace(app=app)) == "failed: no answer"  # type: ignore[arg-type]
 
 
 def test_a_tick_of_the_control_loop_reads_the_pauses_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
