@@ -123,7 +123,7 @@ class RegulateReport:
     terminated: tuple[int, ...] = ()
     database_answered: bool = False  # PostgreSQL returned the stored offsets
     problems: tuple[str, ...] = ()
-    is_measure_due: bool = False  # whoever ran this tick is to measure what PostgreSQL holds
+    is_measure_due: bool = False  # the caller is to measure what PostgreSQL holds
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,7 @@ def make_queues(settings: Settings) -> RedisQueues:
 
 
 def make_log_counters(settings: Settings) -> Counters:
-    """The same on the event log's Redis: for that server's memory figures."""
+    """Counters on the event log's Redis: for that server's memory figures only."""
     from pipeline.control_store.redis_counters import RedisCounters  # noqa: PLC0415
 
     return RedisCounters(settings, "event_log_url")
