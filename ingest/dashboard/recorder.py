@@ -178,7 +178,7 @@ class Recorder:
             return None
 
     def _add(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
-        """The same, for `_record`.
+        """Add the counts and, if this process writes the entries, one with the sample; see `_record`.
 
         One process writes the entries: it goes on as long as the store takes them. Another one that has seen no new
         entry for a period takes its place. The store refuses a second entry of one second.
