@@ -105,7 +105,7 @@ def explained(error: Exception, settings: Settings, name: str) -> str:
     """What an error of redis-py means and what to do; `name` is the setting of the URL, as event_log_url."""
     setting = name.upper()
     if isinstance(error, exceptions.AuthenticationError):
-        return f"it refuses the user or the password of {setting} ({error})"
+        return f"the user or the password of {setting} is not accepted ({error})"
     if isinstance(error, exceptions.NoPermissionError):
         return f"the user of {setting} has no right for this ({error})"
     if isinstance(error, _OF_A_CLUSTER):

@@ -99,9 +99,11 @@ def test_a_wrong_password_is_said_without_it(secured: Settings) -> None:
         redis_url=secured.redis_url.replace(URL_PASSWORD, "hunter2"),
         event_log_url=secured.event_log_url.replace(URL_PASSWORD, "hunter2"),
     )
-    with pytest.raises(LogUnavailableError, match="it refuses the user or the password of EVENT_LOG_URL") as log:
+    with pytest.raises(LogUnavailableError, match=": the user or the password of EVENT_LOG_URL is not accepted") as log:
         wiring.make_log(wrong).identity()
-    with pytest.raises(StoreUnavailableError, match="it refuses the user or the password of REDIS_URL") as store:
+    with pytest.raises(
+        StoreUnavailableError, match="refuses: the user or the password of REDIS_URL is not accepted"
+    ) as store:
         wiring.make_control_store(wrong).state()
     assert "hunter2" not in f"{log.value} {store.value}"
 
