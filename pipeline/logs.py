@@ -36,6 +36,19 @@ class _HumanLines(logging.Formatter):
         return "\n".join([first, *(f"  {on_its_lines(line)}" for line in rest)])
 
 
+def _hidden(value: Any) -> Any:
+    """A value for JSON without passwords in any of its texts. Celery logs a failed task with a dict of its parts."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {hide_secrets(str(name)): _hidden(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_hidden(one) for one in value]
+        case _:
+            return hide_secrets(str(value))
+
+
 class _JsonLines(MsgspecFormatter):
     """One JSON object a line, without passwords."""
 
@@ -55,9 +68,7 @@ class _JsonLines(MsgspecFormatter):
             "message": rest.pop("message"),
         }
         fields |= {name: value for name, value in rest.items() if value is not None}
-        return super().process_log_record(
-            {name: hide_secrets(value) if isinstance(value, str) else value for name, value in fields.items()}
-        )
+        return super().process_log_record(_hidden(fields))
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Add the record's fields, and its time in RFC 3339 format."""

@@ -71,6 +71,20 @@ def test_an_error_is_in_the_same_json_line() -> None:
     assert "ValueError: invalid literal" in json.loads(line)["error"]
 
 
+def test_a_json_line_has_no_password_in_what_belongs_to_it_either() -> None:
+    stream = _said("json")
+    url = "postgresql://app:hunter2@db/sluice"
+    # As Celery logs a task that failed
+    data = {"id": "one", "exc": f"OperationalError({url})", "args": [url, (url, 7)], url: None, "runtime": 0.5}
+    logging.getLogger("celery.app.trace").error("it failed", extra={"data": data, "cause": ValueError(url)})
+    line = stream.getvalue()
+    assert "hunter2" not in line
+    said = json.loads(line)
+    hidden = url.replace("hunter2", "***")
+    assert said["data"]["exc"] == f"OperationalError({hidden})"
+    assert (said["data"]["id"], said["data"]["runtime"], said["cause"]) == ("one", 0.5, hidden)
+
+
 def test_a_line_for_people_begins_with_its_time_in_utc() -> None:
     stream = _said("human")
     logging.getLogger("a").info("words", extra={"action": "tested"})
