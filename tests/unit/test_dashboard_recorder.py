@@ -170,6 +170,49 @@ def test_a_process_alone_writes_without_the_log() -> None:
     one.close()
 
 
+def test_the_process_that_takes_over_adds_its_counts_once() -> None:
+    # Given two processes, of which the second one leaves the entries to the first
+    rig = _Rig()
+    one, two = rig.process("one"), rig.process("two")
+    counts = dict.fromkeys(COUNTS, 1)
+    for _ in range(3):
+        for recorder in (one, two):
+            recorder._record(counts, 1.0, {})
+        rig.clock.advance(1.0)
+    # When the first one ends, and the second one writes, too
+    for _ in range(3):
+        two._record(counts, 1.0, {})
+        rig.clock.advance(1.0)
+    # Then the totals are those of all their seconds
+    [*_, last] = rig.history.since("", entries_max=100)
+    assert last.counts == (3 + 3 + 3,) * len(COUNTS)
+
+
+def test_a_second_that_fails_or_is_late_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a thread whose first second fails as nobody has foreseen, and whose second one takes ten
+    rig, clock = _Rig(), ManualClock()
+    recorder = rig.process("one")
+    recorder._clock, recorder._loop = clock, Loop(LoopName.HISTORY, clock)
+    began, written = clock.monotonic(), list[tuple[float, float]]()
+
+    def wait(seconds: float) -> bool:
+        clock.advance(max(0.0, seconds))
+        return len(written) >= 5
+
+    def write(seconds: float) -> None:
+        written.append((clock.monotonic() - began, seconds))
+        if len(written) == 1:
+            raise ZeroDivisionError
+        if len(written) == 2:
+            clock.advance(10.0)
+
+    monkeypatch.setattr(recorder._stopping, "wait", wait)
+    monkeypatch.setattr(recorder, "_write", write)
+    # When it runs, then it goes on, and those that it missed are one
+    recorder._run()
+    assert written == [(1.0, 1.0), (2.0, 1.0), (12.0, 10.0), (13.0, 1.0), (14.0, 1.0)]
+
+
 def test_a_second_of_history_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a process alone
     rig = _Rig()

@@ -8,12 +8,15 @@ import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from celery.apps.beat import Beat
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline import logs
 from pipeline.errors import SettingsError, SinkUnavailableError, SluiceError, in_full
+from pipeline.names import LOG_FORMATS
 from pipeline.settings import Settings
 from pipeline.text import on_its_lines, on_one_line
 from tasks import startup
@@ -45,6 +48,22 @@ def test_what_a_signal_makes_a_worker_print_is_a_line_too(
     said = capfd.readouterr()
     assert (worker.quiet, said.out) == (True, "")
     assert json.loads(said.err)["message"] == "worker: Warm shutdown (MainProcess)"
+
+
+def test_a_worker_and_beat_print_their_banners_only_where_lines_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    safe_say = startup.worker_program.safe_say
+    monkeypatch.setattr(Beat, "run", lambda _: None)
+    for form in LOG_FORMATS:
+        settings = Settings(log_format=form)
+        worker = SimpleNamespace(quiet=False)
+        beat: Any = object.__new__(startup.QuietBeat)
+        beat.app, beat.quiet = SimpleNamespace(sluice_settings=settings), False
+        monkeypatch.setattr(startup.worker_program, "safe_say", safe_say)
+        startup._prepare_output(settings, worker)
+        beat.run()
+        is_quiet = form == "json"
+        assert (worker.quiet, beat.quiet) == (is_quiet, is_quiet)
+        assert (startup.worker_program.safe_say is not safe_say) is is_quiet
 
 
 def test_a_json_line_has_the_message_and_what_belongs_to_it() -> None:

@@ -1,13 +1,14 @@
 """What the terminal reads: every part asked once, none missed where it does not answer."""
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryServer
-from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import LogUnavailableError, SinkUnavailableError, SluiceError, StoreUnavailableError
 from pipeline.flow.refusals import Refusals, Refused
 from pipeline.log.memory import MemoryLog, MemoryLogServer
-from pipeline.names import PauseReason
+from pipeline.names import Mode, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.log import PartitionPosition
@@ -63,6 +64,32 @@ def test_what_parts_know_is_read() -> None:
     assert (status_document(after)["deadLetters"], status_document(after)["deadLetterConflicts"]) == (7, 2)
     assert status_document(after)["consumption"] == "paused"
     assert [pause.actor for pause in after.inputs.pauses or ()] == ["ann@host"]
+
+
+def test_the_queue_of_the_control_worker_is_asked_only_while_the_controller_is_silent() -> None:
+    # Given a controller that has just published, and a queue in which its ticks wait
+    clock = ManualClock()
+    rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
+    rig.store.restore([], actor="test")
+    rig.store.publish_rate(base_rate=5.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="test")
+    answers: list[int | SluiceError] = [3, StoreUnavailableError("no answer")]
+
+    def waiting() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, SluiceError):
+            raise answer
+        return answer
+
+    parts = StatusContext(rig.settings, clock, rig.store, rig.events, MemoryLog(partitions=2), ticks_waiting=waiting)
+    assert (read_status(parts).inputs.ticks_waiting, len(answers)) == (None, 2)
+    # When it is silent, then the queue is asked, and a queue that does not answer hides nothing else
+    clock.advance(600.0)
+    assert read_status(parts).inputs.ticks_waiting == 3
+    silent = read_status(parts).inputs
+    assert (silent.ticks_waiting, silent.is_controller_silent, answers) == (None, True, [])
+    # And not while the control store is away
+    away: Any = AwayStore()
+    assert read_status(replace(parts, store=away)).inputs.ticks_waiting is None
 
 
 def test_the_lag_of_some_partitions_is_not_that_of_the_log() -> None:
