@@ -60,7 +60,7 @@ class IngestProtocol(HttpProtocol):
         self._arrival: asyncio.Future[None] | None = None  # the task of the connection waits for bytes
         self._is_reading_paused = False
         self.request_handler = self._handle
-        self.has_waited = False
+        self.has_waited = True  # its first request comes in a turn of its own
         self.is_ending = False  # after its current request; also if the head of that is still coming
         self._is_one_way = False  # the request in progress is of such a protocol
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object

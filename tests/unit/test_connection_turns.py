@@ -35,6 +35,24 @@ def test_many_chunks_at_once_on_one_connection_do_not_delay_another(
     assert longest <= CHUNKS_AT_ONCE + 1
 
 
+def test_a_first_request_that_is_there_at_once_is_stored_though_its_client_has_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As over TLS, where the last message of the handshake brings the request and the end
+    connected = IngestProtocol.connection_made
+
+    def all_at_once(protocol: IngestProtocol, transport: Any) -> None:
+        connected(protocol, transport)
+        protocol.data_received(request(b'{"short_message":"a"}', path="/gelf"))
+        protocol.loop.call_soon(protocol.connection_lost, None)
+
+    with running_ingest() as edge:
+        monkeypatch.setattr(IngestProtocol, "connection_made", all_at_once)
+        with Wire(edge.port):
+            eventually(lambda: len(edge.records()) == 1, "the message is stored")
+        monkeypatch.undo()
+
+
 def _longest_turn(monkeypatch: pytest.MonkeyPatch, of: type, name: str, sent: bytes, calls: int) -> int:
     """The most calls of a method of one connection before one of the other, when both have sent the same at once."""
     connections: list[IngestProtocol] = []
