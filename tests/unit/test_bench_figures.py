@@ -110,8 +110,11 @@ MILLION, FIVE_MILLIONS, BACKLOG = (
 DRAIN_ON_KAFKA = Measured("M7", "rows/s of a drain", "drain-kafka")
 DRAIN = Measured("M7", "rows/s of a drain", *DRAINS)
 BY_DAY, BY_DAY_STORED = (
-    tuple(Measured(mark, what, "by-day-redis") for what in (first, "… / a drain into one table"))
-    for mark, first in (("M7", "rows/s of a drain"), ("M8", "drain / COPY with 5,000,000"))
+    tuple(Measured(mark, what, *files) for what in (first, "… / a drain into one table"))
+    for mark, first, files in (
+        ("M7", "rows/s of a drain", ["by-day-300k-redis"]),
+        ("M8", "drain / COPY with 5,000,000", ["by-day-redis-1", "by-day-redis-2"]),
+    )
 )
 DECODES, DECODES_PROTOBUF = (
     Measured("M14", f"records a CPU-second, OTLP/{kind}: ingest / Collector", "collector-redis")
