@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import cramjam
 import h11
@@ -24,6 +24,7 @@ from sanic.exceptions import BadRequest, ExpectationFailed
 from checks.hostile.protocols import WrongError, judge_protocol
 from checks.hostile.protocols import must as _must
 from ingest.account_counter import AccountCounter
+from ingest.accounts import Client
 from ingest.app import EVENTS_PATH
 from ingest.codecs import large_json
 from ingest.codecs.event_bodies import parse_body
@@ -455,7 +456,8 @@ class _Chunks(http1.IngestHttp):
         self.keep_alive = True
         self._deadline = None
         self._body_left = 0
-        self._is_chunked = self._is_first_chunk = True
+        self._is_chunked, self._chunks = True, 0
+        self._client = cast(Client, SimpleNamespace(has_keys=False))
 
     async def _receive_in_time(self) -> None:
         raise _CutError
@@ -480,7 +482,9 @@ def _read_chunks(data: bytes) -> tuple[str, tuple[bytes, bytes] | None]:
     reader = _Chunks(data)
     reading = reader.receive_body(INFLATED_MAX, HeldBodies(INFLATED_MAX).begin())
     try:
-        reading.send(None)
+        for _ in range(len(data) + 1):
+            if reading.send(None) is not None:  # None: only a turn for other connections
+                break
     except StopIteration as end:
         return "chunks", (bytes(end.value), bytes(reader.recv_buffer))
     except _CutError:
