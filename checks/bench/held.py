@@ -31,7 +31,7 @@ from pipeline.policies.drain_time import START_RATE
 from pipeline.ports.control import Bands, PublishedRate
 from pipeline.settings import Settings
 from stack.config import StackConfig, environ_of_its_own
-from stack.servers import LOOPBACK
+from stack.servers import LOOPBACK, freeze_family, thaw_family
 from stack.system import System
 
 SINK_RATE: Final = 1500  # events/s
@@ -129,7 +129,7 @@ class Held:
         self._settings = Settings.from_environ({**os.environ, **urls})
         self._store = wiring.make_control_store(self._settings)
         self._database = HeldDatabase(urls["DATABASE_URL"])
-        self._frozen: list[psutil.Process] = []
+        self._frozen: psutil.Process | None = None
         self.hold(SINK_RATE)
         encode = msgspec.json.encode
         self._requests = [
@@ -172,19 +172,14 @@ class Held:
     def freeze(self) -> None:
         """Stop PostgreSQL's processes: it keeps its connections and does not answer."""
         pid = self._system.supervisor().getProcessInfo("postgres")["pid"]
-        postmaster = psutil.Process(pid)
-        postmaster.suspend()  # first, so that it starts no new process
-        self._frozen = [postmaster, *postmaster.children(recursive=True)]
-        for process in self._frozen[1:]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
+        self._frozen = psutil.Process(pid)
+        freeze_family(self._frozen)
 
     def thaw(self) -> None:
         """Let PostgreSQL's processes continue. Does nothing if they are not frozen."""
-        frozen, self._frozen = self._frozen, []
-        for process in reversed(frozen):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
+        frozen, self._frozen = self._frozen, None
+        if frozen is not None:
+            thaw_family(frozen)
 
     def limit(self, rate: float | None) -> None:
         """Set a constant rate, as an operator can. None: the rate policy decides again."""

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 import urllib.error
@@ -20,7 +19,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from checks.testbed.clocks import SteppableClock, fake_time_library
-from stack.servers import ROOT
+from stack.servers import ROOT, freeze_family, thaw_family
 from stack.system import System
 
 # These only end a wait that would last forever: on a busy machine, a command may take minutes.
@@ -130,17 +129,14 @@ class Act:
 
     def freeze(self, program: str) -> None:
         """Stop a program and its children as SIGSTOP does: the program exists, but answers nothing."""
-        self._signal(program, signal.SIGSTOP)
+        freeze_family(self._main_process(program))
 
     def thaw(self, program: str) -> None:
         """Let a frozen program continue."""
-        self._signal(program, signal.SIGCONT)
+        thaw_family(self._main_process(program))
 
-    def _signal(self, program: str, number: int) -> None:
-        pid = next(int(info["pid"]) for info in self._system.programs_now() if info["name"] == program)
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            one.send_signal(number)
+    def _main_process(self, program: str) -> psutil.Process:
+        return psutil.Process(next(int(info["pid"]) for info in self._system.programs_now() if info["name"] == program))
 
     def stop(self, program: str) -> None:
         """Stop a program; its supervisor does not start it again."""

@@ -14,6 +14,7 @@ from checks.soak.windows import ClockSpan, Part
 from checks.testbed.clocks import SteppableClock, fake_time_library
 from checks.testbed.processes import ROOT, Program, beat
 from checks.testbed.versions import OLD_COMMIT, old_checkout
+from stack.servers import runs
 
 # Longer than Celery's visibility time-out (SCALED: 5 s), so that others get the tasks of the stopped process.
 BEYOND_VISIBILITY = (5.5, 7.0)
@@ -79,11 +80,7 @@ class ProgramFrozen(Fault):
     def inject(self, rig: Rig) -> None:
         self._program = self._which(rig, self.pick)
         rig.down.add(self._program)
-        # The main process first, because it would replace a missing child.
-        self._members = [psutil.Process(self._program.pid), *self._program.children()]
-        for member in self._members:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.suspend()
+        self._members = [member for member in self._program.freeze() if runs(member)]
         self._began = time.monotonic()
 
     def look(self, rig: Rig) -> None:

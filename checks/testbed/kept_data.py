@@ -8,7 +8,6 @@ are killed. tests/integration/test_old_data.py lets this version go on with it.
 import argparse
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import psycopg2
 import redis
 
@@ -27,7 +27,7 @@ from checks.testbed.versions import old_checkout
 from checks.testbed.waiting import RUN_SECONDS_MAX, eventually
 from pipeline.settings import Settings
 from stack.config import environ_with
-from stack.servers import free_port, postgres_bin, postgres_server, redis_server
+from stack.servers import free_port, kill_family, postgres_bin, postgres_server, redis_server
 
 PARTITIONS: Final = 2
 STORED: Final = 40  # events
@@ -203,11 +203,8 @@ def _wait_rows(settings: Settings, table: str, count: int) -> None:
 
 def _kill_all(program: Program) -> None:
     if program.is_running:
-        family = program.children()
+        kill_family(psutil.Process(program.pid))
         program.kill()
-        for one in family:
-            with contextlib.suppress(Exception):
-                one.send_signal(signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from pipeline.sink.sessions import batch_processes
 from stack.config import environ_with
-from stack.servers import wait_ended, wait_stopped
+from stack.servers import freeze_family, kill_family, thaw_family, wait_ended
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -82,16 +82,12 @@ class Program:
     def children(self) -> list[psutil.Process]:
         return list(psutil.Process(self.pid).children(recursive=True))
 
-    def freeze(self) -> None:
-        """Stop the process and its children; returns when none of their threads runs any more."""
-        family = (psutil.Process(self.pid), *self.children())
-        for one in family:
-            one.suspend()
-        wait_stopped(family)
+    def freeze(self) -> list[psutil.Process]:
+        """Stop the process and its children; returns them when none of their threads runs any more."""
+        return freeze_family(psutil.Process(self.pid))
 
     def thaw(self) -> None:
-        for one in (psutil.Process(self.pid), *self.children()):
-            one.resume()
+        thaw_family(psutil.Process(self.pid))
 
     def kill(self) -> None:
         """Send SIGKILL to the main process alone, as the kernel would: its children must notice that themselves."""
@@ -117,6 +113,7 @@ class Program:
             status = self._process.wait(seconds_max)
         except subprocess.TimeoutExpired:
             status = None
+            family += kill_family(psutil.Process(self.pid))
         for one in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ends by itself
                 one.kill()

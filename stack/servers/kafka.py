@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.running import local_folder
+from stack.servers.errors import ServerError
 from stack.servers.ports import LOOPBACK
 from stack.servers.programs import ROOT
-from stack.servers.server import Server, ServerError
+from stack.servers.server import Server
 
 KAFKA_VERSION: Final = "4.0.0"
 KAFKA_LIBS: Final = local_folder(os.environ) / f"kafka-{KAFKA_VERSION}"

@@ -14,9 +14,10 @@ from typing import Final
 import psutil
 import psycopg2
 
+from stack.servers.errors import ServerError
 from stack.servers.ports import LOOPBACK
 from stack.servers.programs import package_folder
-from stack.servers.server import Server, ServerError
+from stack.servers.server import Server
 
 DATABASE: Final = "sluice"
 _STATUS_LINE: Final = 7  # of postmaster.pid, from 0: starting, stopping, ready or standby

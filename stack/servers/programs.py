@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.running import IS_CHECKOUT
-from stack.servers.server import ServerError
+from stack.servers.errors import ServerError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 

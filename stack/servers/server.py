@@ -5,25 +5,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import psutil
 
-from pipeline.secrets import hide_secrets
-from pipeline.text import on_its_lines
+from stack.servers.errors import ServerError
+from stack.servers.family import family_of, freeze_family, kill_family, thaw_family, wait_ended
 from stack.servers.ports import LOOPBACK
-
-_STOPPED: Final = frozenset("TtZX")  # states of a thread in /proc: stopped, traced, or at its end
-
-
-class ServerError(Exception):
-    """A private server could not be prepared or started; the message has the reason, safe to show."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(on_its_lines(hide_secrets(message)))
 
 
 @dataclass
@@ -78,37 +68,32 @@ class Server:
 
     def family(self) -> list[psutil.Process]:
         """The server's main process and all its descendants."""
-        if self.process is None:
-            return []
-        try:
-            main = psutil.Process(self.process.pid)
-            return [main, *main.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        main = self._main()
+        return [] if main is None else family_of(main)
 
-    def _signal_all(self, number: int) -> None:
-        for member in self.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.send_signal(number)
+    def _main(self) -> psutil.Process | None:
+        try:
+            return None if self.process is None else psutil.Process(self.process.pid)
+        except psutil.NoSuchProcess:
+            return None
 
     def freeze(self) -> None:
         """SIGSTOP to the main process and all its children: the server does not respond, its sockets stay open.
 
-        Returns when none of their threads runs any more.
+        Returns when none of their threads runs any more. Raises ServerError where one does not stop; then all continue.
         """
-        self._signal_all(signal.SIGSTOP)
-        wait_stopped(self.family())
+        if (main := self._main()) is not None:
+            freeze_family(main)
 
     def thaw(self) -> None:
         """SIGCONT to all processes that `freeze` stopped."""
-        self._signal_all(signal.SIGCONT)
+        if (main := self._main()) is not None:
+            thaw_family(main)
 
     def kill(self) -> None:
         """SIGKILL to the main process and all its children. Returns when all have ended."""
-        members = self.family()
-        for member in members:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        main = self._main()
+        members = [] if main is None else kill_family(main)
         self._reap(60.0)  # a process that waits for its disk ends when that answers
         wait_ended(members)
 
@@ -128,51 +113,6 @@ class Server:
         if self.process is not None:
             self.process.wait(seconds_max)
             self.process = None
-
-
-def wait_stopped(members: Iterable[psutil.Process], *, seconds_max: float = 30.0) -> None:
-    """Wait until each thread of these processes has stopped, after a SIGSTOP.
-
-    The kernel gives the signal to one thread, which stops the others when its turn comes. On a busy machine, these
-    respond until then. Raises ServerError.
-    """
-    deadline = time.monotonic() + seconds_max
-    for member in members:
-        while not _is_stopped(member.pid):
-            if time.monotonic() > deadline:
-                raise ServerError(f"process {member.pid} has not stopped within {seconds_max:g} s of SIGSTOP")
-            time.sleep(0.001)
-
-
-def wait_ended(members: Iterable[psutil.Process], *, seconds_max: float = 60.0) -> None:
-    """Wait until each of these processes has ended, after a SIGKILL. Raises ServerError.
-
-    The signal is sent at once, and a process ends when its turn comes and its memory is given back. A zombie has ended:
-    not every init reaps those that it inherits.
-    """
-    deadline = time.monotonic() + seconds_max
-    for member in members:
-        while runs(member):
-            if time.monotonic() > deadline:
-                raise ServerError(f"process {member.pid} has not ended within {seconds_max:g} s of SIGKILL")
-            time.sleep(0.001)
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether a process has not ended. A zombie has: not every init reaps those that it inherits."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether no thread of a process runs; a process that has ended counts as stopped."""
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            if stat.read_text().rpartition(")")[2].split()[0] not in _STOPPED:
-                return False
-    return True
 
 
 def _tail(path: Path, lines: int = 8) -> str:
