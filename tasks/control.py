@@ -27,7 +27,8 @@ from pipeline.names import BreakerState, Queue
 from pipeline.policies import make_policy, make_shadow
 from pipeline.ports.control import ControlState, PublishedRate, paused
 from pipeline.probe import ProbeOutcome, probe
-from pipeline.regulate import ControlAdapters, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, SinkQueries
 from pipeline.retention import overdue_seconds
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks.context import WorkerContext, context_of

@@ -42,7 +42,8 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.probe import Backoff, probe
-from pipeline.regulate import ControlAdapters, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, SinkQueries
 from pipeline.settings import Settings
 
 # A tick waits for Beat and a free control worker: up to this, and at most a third of the period.

@@ -16,7 +16,7 @@ _COLLECT = "ingest/collect.py"
 _ROUTES = "ingest/http/routes.py"
 _POSTGRES = "pipeline/sink/postgres.py"
 _QUERIES = "pipeline/sink/queries.sql"
-_REGULATE = "pipeline/regulate.py"
+_MEASURE = "pipeline/regulate/measure.py"
 _ROWS = "pipeline/sink/rows.py"
 _CAS = "\n    WHERE stored.next_offset = %(expected_offset)s"
 
@@ -153,7 +153,7 @@ _SEEN_IN_PAUSE = (
         "lag-always-zero",
         (
             Edit(
-                _REGULATE,
+                _MEASURE,
                 "    sample.lag = lag_by_partition(positions, sample.stored)\n",
                 "    sample.lag = lag_by_partition(positions, sample.stored)\n"
                 "    sample.lag = sample.lag and dict.fromkeys(sample.lag, 0)\n",

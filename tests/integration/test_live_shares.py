@@ -23,7 +23,8 @@ from pipeline.policies import make_policy
 from pipeline.ports.control import OperatorLimit
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
-from pipeline.regulate import ControlAdapters, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, SinkQueries
 from pipeline.settings import Settings
 from support.running_ingest import RunningIngest, eventually, running_ingest, sample
 

@@ -22,7 +22,9 @@ from pipeline.names import AlarmCode, ControlEventKind, PauseReason
 from pipeline.policies import make_policy
 from pipeline.ports.control import Alarm
 from pipeline.ports.log import EventLog
-from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, SinkQueries
+from pipeline.regulate.report import RegulateReport
 from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate
 from pipeline.stopped import DoesNotFitError, Hole

@@ -8,7 +8,8 @@ from pipeline.ports.control import Alarm, Pause
 from pipeline.ports.log import EventLog
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
-from pipeline.regulate import ControlAdapters, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, SinkQueries
 from support.control import control_settings, memory_rig
 
 

@@ -9,7 +9,9 @@ from pipeline.drain import drain
 from pipeline.drain.report import DrainReport
 from pipeline.policies import make_policy
 from pipeline.ports.control import PublishedRate
-from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, SinkQueries
+from pipeline.regulate.report import RegulateReport
 from tasks.context import WorkerContext
 
 

@@ -34,7 +34,9 @@ from pipeline.ports.log import MissingReplicas, PartitionPosition, SetUpFault
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
-from pipeline.regulate import ControlAdapters, PolicyOf, RegulateReport, SinkQueries, regulate
+from pipeline.regulate import regulate
+from pipeline.regulate.context import ControlAdapters, PolicyOf, SinkQueries
+from pipeline.regulate.report import RegulateReport
 from pipeline.status import StatusContext, read_status, status_document
 from support.control import ControlRig, control_settings, memory_rig
 

@@ -40,7 +40,7 @@ WORDS = [
     "pipeline/health/judge.py",
     "pipeline/sink/standstill.py",
     "tasks/standstill.py",
-    "pipeline/regulate.py",
+    "pipeline/regulate/steps.py",
     "pipeline/sink/server_check.py",
     "pipeline/sink/session.py",
     "pipeline/sink/jsonl.py",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pipeline.flow.bucket as bucket_flow
-import pipeline.regulate
+import pipeline.regulate.steps
 from checks.sim import random_scenario
 from checks.sim.__main__ import main, run_random
 from checks.sim.arms import ARMS, EXPERIMENTS
@@ -239,7 +239,7 @@ def test_a_controller_that_takes_an_unknown_lag_for_none_breaks_the_bound(monkey
     unknown = short("steady 2x", 30, faults=[Fault("lag unknown", 20, 30)])
     arm = ARMS["bands, RATE_MAX too high"]
     assert bounds_of(run(unknown, arm, 1)) == set()
-    monkeypatch.setattr(pipeline.regulate, "decide", takes_unknown_for_none)
+    monkeypatch.setattr(pipeline.regulate.steps, "decide", takes_unknown_for_none)
     assert bounds_of(run(unknown, arm, 1)) == {"unknown lag"}
 
 
