@@ -1,12 +1,14 @@
 """What `sluice send` does with the answers of a server, on a clock that is moved by hand."""
 
+import io
 import ssl
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 
 from pipeline.clock import ManualClock
-from sluice_client.command import GiveUpError, Item, Report, Sender
+from sluice_client.command import GiveUpError, Item, Report, Sender, progress
 from sluice_client.delivery import EVENTS_MIN, Batch
 from sluice_client.wire import Endpoint, NotSentError, Response
 
@@ -125,3 +127,23 @@ def test_indices_that_make_no_sense_are_not_believed(unconfirmed: object) -> Non
     server = Server([answer])
     assert send(server, 6).count == 6
     assert server.sizes == [6, 6]
+
+
+class Stream(io.StringIO):
+    def __init__(self, *, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_pipe_or_a_file_gets_no_progress_bar(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> None:
+    pytest.importorskip("tqdm")
+    stream = Stream(is_terminal=is_terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress(100, is_quiet=False) as bar:
+        bar.update(100)
+    assert ("100%" in stream.getvalue()) is is_terminal
+    assert is_terminal or not stream.getvalue()

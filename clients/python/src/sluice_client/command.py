@@ -271,8 +271,8 @@ def _total_bytes(files: list[str]) -> int | None:
 
 
 @contextlib.contextmanager
-def _progress(total: int | None, *, is_quiet: bool) -> Iterator[Bar]:
-    """A progress bar on standard error, if tqdm is installed."""
+def progress(total: int | None, *, is_quiet: bool) -> Iterator[Bar]:
+    """A progress bar on standard error, if that is a terminal and tqdm is installed. Elsewhere the report is enough."""
     try:
         from tqdm import tqdm  # noqa: PLC0415  # an optional package
     except ImportError:
@@ -280,7 +280,7 @@ def _progress(total: int | None, *, is_quiet: bool) -> Iterator[Bar]:
     if is_quiet:
         yield _NoBar()
         return
-    with tqdm(total=total, unit="B", unit_scale=True) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:  # None: unless it is a terminal
         yield bar
 
 
@@ -299,7 +299,7 @@ def send(
         sys.stderr.write(f"client: {error}\n")
         return 2
     code, said = 0, ""
-    with contextlib.closing(endpoint), _progress(total, is_quiet=arguments.quiet) as report.bar:
+    with contextlib.closing(endpoint), progress(total, is_quiet=arguments.quiet) as report.bar:
         sender = Sender(endpoint, report, clock, patience_seconds=arguments.timeout)
         try:
             for batch in batches(_all_items(arguments.files, report), arguments.batch):
