@@ -6,9 +6,10 @@ from urllib.parse import quote, urlsplit
 from redis import ConnectionPool, exceptions
 from redis.sentinel import MasterNotFoundError
 
+from pipeline.errors import SettingsError
 from pipeline.redis_sentinel import SENTINEL_SECONDS_MAX, SentinelLogin, sentinel_pool
 from pipeline.settings import Settings
-from pipeline.urls import has_redis_tls, sentinel_url
+from pipeline.urls import has_redis_tls, query_of, sentinel_url
 
 NO_CLUSTER: Final = "is a Redis Cluster, which Sluice can't use: its scripts need all keys on one server"
 _CONNECTING: Final = " connecting to "  # part of redis-py's message
@@ -42,11 +43,21 @@ def tls_options(settings: Settings, url: str) -> dict[str, Any]:
     }
 
 
-def make_pool(settings: Settings, url: str, **options: Any) -> ConnectionPool:
-    """Connections to the server of a URL, or to the master that its sentinels name."""
+def make_pool(settings: Settings, name: str, **options: Any) -> ConnectionPool:
+    """Connections to the server of the URL in a setting, or to the master that its sentinels name.
+
+    `name` is that setting, as event_log_url. Raises SettingsError if redis-py does not take an option of the URL.
+    """
+    url = getattr(settings, name)
     address, tls = sentinel_url(url), tls_options(settings, url)
     if address is None:
-        return ConnectionPool.from_url(url, **options, **tls)
+        try:
+            pool = ConnectionPool.from_url(url, **options, **tls)
+            if query_of(url):
+                pool.connection_class(**pool.connection_kwargs)  # checks them, and does not connect
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"{name.upper()} has an option that its client does not take: {error}") from error
+        return pool
     return sentinel_pool(
         address.master,
         address.sentinels,
@@ -96,9 +107,9 @@ def has_answered(error: Exception) -> bool:
     return isinstance(error, _ANSWERS) or _NO_MORE_CLIENTS in str(error)
 
 
-def what_it_does(error: Exception) -> str:
-    """What the server of an error does, for a message: an answer is no silence."""
-    return "refuses" if has_answered(error) else "does not answer"
+def what_it_does(error: Exception, name: str) -> str:
+    """What the server of an error does, for a message: an answer is no silence. `name` is the setting of its URL."""
+    return "refuses" if has_answered(error) else f"does not answer at {name.upper()}"
 
 
 def explained(error: Exception, settings: Settings, name: str) -> str:

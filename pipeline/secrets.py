@@ -28,6 +28,7 @@ _TOKEN: Final = re.compile(r'(percent-encoded (?:token|value)): ".*"')  # libpq 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _LOOSE_PERCENT: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
 _BLANK: Final = re.compile(r"[\x00-\x20\x7f]")
+PORT_MAX: Final = 65535
 _PORT: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _ENCODE: Final = "in a user or password, write % as %25, @ as %40, : as %3A, / as %2F, ? as %3F and # as %23"
 
@@ -199,3 +200,19 @@ def _problems_of(url: re.Match[str]) -> Iterator[str]:
         yield f"has a % that begins no percent-encoded character: {_ENCODE}"
     if not ports_are_right:
         yield "has a port that is no number"
+        return
+    for host in hosts.split(","):
+        name, _, port = host.rpartition(":") if _PORT.fullmatch(host)[2] else (host, "", "")  # type: ignore[index]
+        if port and not 1 <= int(port) <= PORT_MAX:
+            yield f"has a port that is not between 1 and {PORT_MAX}"
+        if not _is_encodable(name):
+            yield "has a host whose name has an empty part, or one of more than 63 characters"
+
+
+def _is_encodable(host: str) -> bool:
+    """Whether a host's name can be asked for: each part between two dots has 1 to 63 characters."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True

@@ -35,6 +35,12 @@ def place_of(url: str) -> str:
     return f"{','.join(hosts_of(url))}{(match and match[3]) or ''}"
 
 
+def path_of(url: str) -> str:
+    """The path, with its / at the start."""
+    match = _URL.match(url)
+    return (match and match[3]) or ""
+
+
 def has_redis_tls(url: str) -> bool:
     """Whether connections to a Redis of this URL, and to its sentinels, use TLS."""
     return scheme_of(url) in _TLS_SCHEMES

@@ -35,7 +35,7 @@ def _client(settings: Settings, name: str, socket_seconds: float) -> Any:
     """
     pool = make_pool(
         settings,
-        getattr(settings, name),
+        name,
         socket_timeout=socket_seconds,
         socket_connect_timeout=CALL_SECONDS_MAX,
         retry=Retry(NoBackoff(), 0),
@@ -191,4 +191,4 @@ class ControlConnection:
         why = explained(error, self._settings, self._name)
         server = "the control store" if self._name == "redis_url" else "the event log"
         kind = StoreRefusesError if has_answered(error) else StoreUnavailableError
-        return kind(f"{server} (Redis) {what_it_does(error)}: {why}")
+        return kind(f"{server} (Redis) {what_it_does(error, self._name)}: {why}")

@@ -40,7 +40,7 @@ from pipeline.text import counted
 
 # The start of an adapter's error text, before the reason; the problem's text already contains it.
 _SAYS_WHO: Final = re.compile(
-    r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached|refuses)[:.] *", re.I
+    r"^the (?:control store|event log) \(\w+\) (?:(?:does not answer|can't be reached)(?: at \w+)?|refuses)[:.] *", re.I
 )
 # The same of an error that says which setting to change.
 _CANT_BE_USED: Final = re.compile(r"^the (?:control store|event log) \(\w+\) can't be used: *", re.I)

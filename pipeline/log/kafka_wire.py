@@ -462,6 +462,7 @@ class KafkaWire:
         """
         deadline = self._clock.monotonic() + (seconds_max or self._call_seconds_max) + extra_seconds
         failure: Exception | None = None
+        failed = ("", 0)
         candidates = [address] if address else self._candidates()
         for number, candidate in enumerate(candidates):
             now = self._clock.monotonic()
@@ -472,15 +473,19 @@ class KafkaWire:
                 answer = self._exchange(candidate, kind, body, its_deadline, compact=compact, bytes_max=bytes_max)
             except (OSError, ValueError, struct.error, KafkaRefusedError, LogUnavailableError) as error:
                 if not isinstance(failure, KafkaRefusedError):  # that one says what to change
-                    failure = error
+                    failure, failed = error, candidate
                 self._forget(candidate)
                 self._silent.add(candidate)
             else:
                 self._silent.discard(candidate)
                 return answer
         what = "refuses" if isinstance(failure, KafkaAnsweredError) else "does not answer"
-        what = "can't be used" if isinstance(failure, KafkaRefusedError) else what
-        raise LogUnavailableError(f"the event log (Kafka) {what}: {failure}") from failure
+        if isinstance(failure, KafkaRefusedError):  # it names the broker
+            raise LogUnavailableError(f"the event log (Kafka) can't be used: {failure}") from failure
+        place = " at EVENT_LOG_URL" if failed in self._bootstrap else ""  # else it is a broker that the cluster named
+        raise LogUnavailableError(
+            f"the event log (Kafka) {what}{place}: broker {failed[0]}:{failed[1]}: {failure}"
+        ) from failure
 
     def _candidates(self) -> list[tuple[str, int]]:
         """First brokers with a connection, then those that the cluster named, then those of EVENT_LOG_URL."""

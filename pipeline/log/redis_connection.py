@@ -63,7 +63,7 @@ class RedisConnection:
         self._facts: RedisFacts | None = None
         self._pool = make_pool(
             settings,
-            settings.event_log_url,
+            "event_log_url",
             socket_timeout=answer_seconds_max,
             socket_connect_timeout=CONNECT_SECONDS_MAX,
             socket_read_size=SOCKET_READ_BYTES,
@@ -98,7 +98,7 @@ class RedisConnection:
             raise
         except (RedisError, OSError) as error:
             why = explained(error, self._settings, "event_log_url")
-            what = "refuses" if has_answered(error) else "can't be reached"
+            what = "refuses" if has_answered(error) else "can't be reached at EVENT_LOG_URL"
             what = what if why == str(error) else "can't be used"
             raise LogUnavailableError(f"the event log (Redis) {what}: {why}") from error
         try:
@@ -133,7 +133,7 @@ class RedisConnection:
     def unavailable(self, error: Exception) -> LogUnavailableError:
         """What a call raises that has failed and wrote nothing: an error that the server has sent is no silence."""
         why = explained(error, self._settings, "event_log_url")
-        return LogUnavailableError(f"the event log (Redis) {what_it_does(error)}: {why}")
+        return LogUnavailableError(f"the event log (Redis) {what_it_does(error, 'event_log_url')}: {why}")
 
     def close(self) -> None:
         """Disconnect; idempotent. A later call connects again."""

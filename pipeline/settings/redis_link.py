@@ -1,12 +1,17 @@
 """How Sluice connects to Redis: TLS and Sentinel."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from pipeline.settings.field import setting
 from pipeline.settings.servers import ServerSettings
 from pipeline.tls import TlsFiles
-from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, query_of, scheme_of, sentinel_url
+from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, path_of, query_of, scheme_of, sentinel_url
+
+
+_DATABASE: Final = re.compile(r"/?|/[0-9]{1,5}/?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ def redis_link_problems(settings: RedisLinkSettings) -> Iterator[str]:
         except ValueError as error:
             yield f"{name.upper()} {error}"
             continue
+        if address is None and not _DATABASE.fullmatch(path_of(url)):
+            yield f"{name.upper()} names the database by something else than a number, as in redis://host:6379/0"
         if address is None and len(hosts_of(url)) > 1:
             yield (
                 f"{name.upper()} names several servers, and Sluice uses one: with Sentinel the URL begins with "

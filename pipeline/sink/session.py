@@ -19,6 +19,7 @@ from pipeline.errors import (
     SinkUnavailableError,
     in_full,
 )
+from pipeline.secrets import PORT_MAX
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.rights import needed_rights
@@ -354,9 +355,10 @@ def connect(settings: Settings) -> Any:
             connect_timeout=settings.sink_connect_seconds_max,
             **_CONNECTION_OPTIONS,
         )
-    except (psycopg2.Error, OSError) as error:
+    except (psycopg2.Error, OSError, ValueError) as error:  # of a host that is an option and can't be one
         failed = SinkMisconfiguredError if refuses_connections(str(error)) else SinkUnavailableError
-        raise failed(f"no connection to PostgreSQL: {_said(error)}", is_a_row_possible=False) from error
+        name = "MIGRATE_DATABASE_URL" if settings.database_url == settings.migrate_database_url else "DATABASE_URL"
+        raise failed(f"no connection to PostgreSQL at {name}: {_said(error)}", is_a_row_possible=False) from error
     connection.autocommit = True
     return connection
 
@@ -382,8 +384,14 @@ def _with_one_address(url: str, seconds_max: float) -> str:
     host = words.get("host", "")
     if not host or host.startswith(("/", "@")) or "," in host or "hostaddr" in words:
         return url
-    port = int(words.get("port", "5432"))
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    text = words.get("port", "5432")
+    if not text.isdecimal() or int(text) > PORT_MAX:
+        return url  # libpq says what is wrong
+    port = int(text)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise OSError(f"{host}: {error.strerror}") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if len(addresses) == 1:
         return str(make_dsn(url, hostaddr=addresses[0]))

@@ -75,7 +75,7 @@ def test_a_log_behind_sentinels_is_one_on_redis() -> None:
 
 def test_connections_get_the_login_of_redis_and_sentinels_their_own() -> None:
     settings = Settings(redis_url=URL, redis_sentinel_user="watch", redis_sentinel_password="s")
-    pool: Any = make_pool(settings, URL, protocol=2)
+    pool: Any = make_pool(settings, "redis_url", protocol=2)
     assert pool.service_name == "main.log-1"
     assert issubclass(pool.connection_class, SentinelManagedConnection)
     assert {name: pool.connection_kwargs[name] for name in ("username", "password", "db")} == {
@@ -93,7 +93,7 @@ def test_connections_get_the_login_of_redis_and_sentinels_their_own() -> None:
 
 def test_tls_is_that_of_both_and_verified() -> None:
     url = URL.replace("redis+", "rediss+")
-    pool: Any = make_pool(Settings(redis_url=url), url)
+    pool: Any = make_pool(Settings(redis_url=url), "redis_url")
     assert issubclass(pool.connection_class, SentinelManagedSSLConnection)
     for one in (pool, *(sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)):
         assert one.connection_kwargs["ssl_cert_reqs"] == "required"
@@ -127,7 +127,9 @@ def test_what_a_former_master_answers_is_known_and_its_connection_closed(
     url: str, error: Exception, raised: type[Exception]
 ) -> None:
     # Given a connection to a master that has become a replica, or answers late
-    connection: Any = make_pool(Settings(event_log_url=url), url, retry=Retry(NoBackoff(), 0)).make_connection()
+    connection: Any = make_pool(
+        Settings(event_log_url=url), "event_log_url", retry=Retry(NoBackoff(), 0)
+    ).make_connection()
     connection._parser = FakeParser(error)
     # Then nothing was written if it says so; and what arrives late is not taken for the next answer
     with pytest.raises(raised) as seen:
