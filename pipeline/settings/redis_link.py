@@ -10,7 +10,6 @@ from pipeline.settings.servers import ServerSettings
 from pipeline.tls import TlsFiles
 from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, path_of, query_of, scheme_of, sentinel_url
 
-
 _DATABASE: Final = re.compile(r"/?|/[0-9]{1,5}/?")
 
 
