@@ -20,6 +20,7 @@ _WAITAOF_SINCE: Final = (7, 2)
 CONNECT_SECONDS_MAX: Final = 0.2  # a running Redis accepts and sends its facts within 0.2 ms
 REPLICA_LAG_SECONDS_MAX: Final = 5  # a replica reports to its master once a second
 _ASK_FACTS: Final = ("INFO", "server", "memory", "persistence", "replication")
+_WAKE_AFTER_SECONDS: Final = 0.005  # later than a time-out, which Redis counts from when it has read the command
 SOCKET_READ_BYTES: Final = 1 << 18  # a batch of 2,000 records is half a megabyte
 
 
@@ -178,6 +179,23 @@ class Wire:
     def has_response(self, seconds_max: float) -> bool:
         """Wait until a response begins to come; False if none did in time, and the connection stays open."""
         return bool(self._connection.can_read(timeout=seconds_max))
+
+    def receive_in_time(self, wait_seconds: float, *, grace_seconds: float) -> Any:
+        """The response to a command that was sent, and that Redis lets wait for at most `wait_seconds`.
+
+        Redis looks at the time-outs of blocked commands when it wakes up: by its timer, or for any command. So a
+        command follows if there is no response by then. The response may be late by `grace_seconds`.
+        """
+        if self.has_response(wait_seconds + _WAKE_AFTER_SECONDS):
+            return self.receive(seconds_max=grace_seconds)
+        try:
+            self.send("PING")  # it wakes Redis up, which then ends the wait and answers both
+            response = self.receive(seconds_max=grace_seconds)
+            self.receive()
+        except BaseException:
+            self._connection.disconnect()  # a response may still arrive
+            raise
+        return response
 
     def call(self, *command: str | bytes | int, seconds_max: float | None = None) -> Any:
         """Send a command and return its response."""

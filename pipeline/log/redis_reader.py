@@ -11,10 +11,9 @@ from pipeline.log.redis_keys import RedisLogKeys
 from pipeline.ports.log import LogBatch
 
 WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
-# Redis looks at the time-outs of blocked reads when it wakes up: by its timer, or for any command. A shorter wait than
-# this ends in time: a run is due then. A longer one is of an idle drain, and may end with the next tick of that timer.
+# A shorter wait than this ends in time: a run is due then. A longer one is of an idle drain, and may end with the next
+# tick of Redis' timer.
 EXACT_BELOW_SECONDS: Final = 1.0
-EXACT_AFTER_SECONDS: Final = 0.005  # later than the time-out, which Redis counts from when it has read the command
 
 
 class RedisReader:
@@ -66,12 +65,9 @@ class RedisReader:
         wire.send_all(("GET", self._keys.log_id), ("XREAD", "COUNT", records_max, *block, "STREAMS", *places))
         if wire.receive() != log_id.encode():
             raise LogRestartedError("the event log (Redis) was emptied: this is another log")
-        if not 0 < wait_ms < EXACT_BELOW_SECONDS * 1000 or wire.has_response(wait_seconds + EXACT_AFTER_SECONDS):
-            return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)
-        wire.send("PING")  # it wakes Redis up, which then ends the wait and answers both
-        reply = wire.receive(seconds_max=WAIT_GRACE_SECONDS)
-        wire.receive()
-        return reply
+        if 0 < wait_ms < EXACT_BELOW_SECONDS * 1000:
+            return wire.receive_in_time(wait_seconds, grace_seconds=WAIT_GRACE_SECONDS)
+        return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)
 
 
 def _batch(entries: list[Any]) -> LogBatch:

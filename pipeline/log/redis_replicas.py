@@ -95,6 +95,7 @@ class ReplicaConfirmation:
 
         Redis asks its replicas once for each wait, and otherwise they report once a second. A replica that is asked
         while it syncs its disk answers with the state before. So several short waits are far faster than one long one.
+        Each ends in time: by Redis' own timer, a wait of milliseconds would last up to a tenth of a second and more.
         """
         wanted, own = self._settings.log_replicas_min, int(facts.has_aof)
         command = ("WAITAOF", own, wanted) if facts.can_wait_for_disks else ("WAIT", wanted)
@@ -103,7 +104,8 @@ class ReplicaConfirmation:
         while True:
             left = max(0.0, deadline - now)
             wait_ms = max(1, int(min(wait_seconds, left) * 1000))  # 0: without limit
-            answer = wire.call(*command, wait_ms, seconds_max=left + CONFIRM_GRACE_SECONDS)
+            wire.send(*command, wait_ms)
+            answer = wire.receive_in_time(wait_ms / 1000, grace_seconds=CONFIRM_GRACE_SECONDS)
             synced, count = answer if facts.can_wait_for_disks else (own, answer)
             confirmed = int(count) if synced >= own else 0
             now = self._clock.monotonic()

@@ -10,9 +10,11 @@ import pytest
 import redis
 
 from checks.testbed.waiting import BUSY_SECONDS, eventually
+from pipeline.clock import SystemClock
 from pipeline.errors import LogFullError, LogIndeterminateError, LogUnavailableError, SluiceError
 from pipeline.log import redis_connection
-from pipeline.log.redis_replicas import CONFIRM_GRACE_SECONDS, CONFIRM_SECONDS_MAX
+from pipeline.log.redis_keys import RedisLogKeys
+from pipeline.log.redis_replicas import CONFIRM_GRACE_SECONDS, CONFIRM_SECONDS_MAX, ReplicaConfirmation
 from pipeline.log.redis_streams import RedisStreamsLog
 from stack.servers import LOOPBACK, Server, free_port, redis_server
 from support.event_logs import (
@@ -359,3 +361,18 @@ def test_at_its_memory_limit_the_log_is_full_and_not_without_replicas(pair: Pair
     for writer in (log, pair.rig.open()):  # one that has appended before, and one that comes new
         with pytest.raises(LogFullError):
             recovered(partial(writer.append, [(0, b"more")]))
+
+
+def test_a_wait_for_replicas_ends_in_time_whatever_redis_timer(pair: Pair) -> None:
+    # Given a Redis whose own timer would end waits with its next tick, a second later at most, and no replica
+    pair.promote()
+    connection = redis_connection.RedisConnection(pair.rig.settings, answer_seconds_max=APPEND_SECONDS_MAX)
+    replicas = ReplicaConfirmation(pair.rig.settings, RedisLogKeys(pair.rig.settings.key_prefix), SystemClock())
+    with client_of(pair.master) as client, connection.connected() as wire:
+        client.config_set("hz", 1)
+        # When replicas are waited for in vain
+        assert replicas.confirmations(wire, wire.ask_facts(), seconds_max=1.0) == 0
+        # Then they were asked many times within that second, as short waits do
+        assert client.info("commandstats")["cmdstat_waitaof"]["calls"] >= 4
+        # And the connection goes on with the right answers
+        assert wire.call("ECHO", "x") == b"x"

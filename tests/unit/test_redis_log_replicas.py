@@ -31,10 +31,13 @@ class FakeWire:
         self.clock, self.answers = clock, list(answers)
         self.calls: list[tuple[Any, ...]] = []
 
-    def call(self, *command: Any, seconds_max: float) -> Any:
-        assert seconds_max >= command[-1] / 1000 + CONFIRM_GRACE_SECONDS / 2
+    def send(self, *command: Any) -> None:
         self.calls.append(command)
-        self.clock.advance(command[-1] / 1000)
+
+    def receive_in_time(self, wait_seconds: float, *, grace_seconds: float) -> Any:
+        assert wait_seconds == self.calls[-1][-1] / 1000
+        assert grace_seconds == CONFIRM_GRACE_SECONDS
+        self.clock.advance(wait_seconds)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
