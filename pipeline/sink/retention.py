@@ -1,4 +1,4 @@
-"""Retention in PostgreSQL: functions of the tables' owner delete what is expired (migrations 0012 to 0019)."""
+"""Retention in PostgreSQL: functions of the tables' owner delete what is expired (migrations 0012 to 0020)."""
 
 from dataclasses import replace
 from datetime import datetime

@@ -1,6 +1,7 @@
 """Events by day with much to do: a day is dropped beside long batches, and a look at many days locks none of them."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +118,14 @@ def test_a_day_is_dropped_beside_batches_that_always_run(owner: Settings, sessio
         wait_until(lambda: all(now > then for now, then in zip(batches.counts, stored, strict=True)), "all go on")
     # And no batch waited for long
     assert batches.problems == []
+
+
+def test_nobody_waits_longer_than_a_second_for_a_drop(owner: Settings) -> None:
+    # A reader of all days waits until the drop gives up all of its locks, and each lock is waited for by itself
+    [(text,)] = ask(owner.database_url, "SELECT pg_get_functiondef('drop_expired_day()'::regprocedure)")
+    waits = [int(milliseconds) for milliseconds in re.findall(r"lock_timeout (?:=|TO) '(\d+)ms'", text)]
+    assert len(waits) == text.count("lock_timeout") == text.count("LOCK TABLE") == 3
+    assert sum(waits) <= 1000
 
 
 def test_a_drop_does_not_hold_up_batches_for_a_transaction_that_stays(
