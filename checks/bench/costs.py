@@ -1,15 +1,17 @@
 """M12: the cost of each optional feature: keys, TLS, client certificates, signing, WAITAOF.
 
-Each row is a ratio to the same work without the feature, measured in turns in the same minutes. All variants of ingest
-run at once; only one of them at a time has load.
+Each row but one is a ratio to the same work without the feature, measured in turns in the same minutes. All variants
+of ingest run at once; only one of them at a time has load.
 """
 
 import contextlib
+import hashlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,12 +25,16 @@ from checks.bench.certificates import Authority
 from checks.bench.edge import BATCH_EVENTS, measure_requests, process
 from checks.bench.machine import LOAD_CORE, Options, run_anywhere, run_on, started
 from checks.bench.process import Cost, cpu_seconds
-from checks.bench.table import Line, ratios
+from checks.bench.table import Line, at_most, ratios
 from checks.loadgen.closed_load import Tls, an_event, post, run_load
+from ingest.accounts import Accounts
+from ingest.keys import KeyRing
 from pipeline import wiring
+from pipeline.clock import SystemClock
 from pipeline.errors import SluiceError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.log.redis_streams import RedisStreamsLog
+from pipeline.names import ProtocolName
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import LOOPBACK, Server, free_port, redis_server
@@ -39,6 +45,7 @@ HANDSHAKES: Final = 64  # at once
 WAIT_SECONDS_MAX: Final = 60.0
 RECORD: Final = b"x" * 250
 GROUP_EVENTS: Final = 500
+CHECKS: Final = 5000  # in a part: some milliseconds
 _Costs = dict[str, list[float]]  # units a CPU-second of each round (WAITAOF: units a second)
 
 
@@ -51,6 +58,7 @@ def run(options: Options, _marks: set[str]) -> list[Line]:
             home = Path(folder)
             measurements = {
                 **_at_ingest(options, home, stack),
+                **_of_checks(options),
                 **_of_hints(options, home, stack),
                 **_of_copies(options, home, stack),
             }
@@ -70,6 +78,9 @@ def lines_of(costs: _Costs) -> Iterator[Line]:
         yield _line(costs, f"… events in bodies of {BATCH_EVENTS}", f"{way} batch", "plain batch")
         yield _line(costs, "… 429s of single events", f"{way} 429", "plain 429")
     yield _line(costs, "401s without a key a CPU-second / 429s, plain", "keys 401", "plain 429")
+    nanoseconds = [1e9 / rate for rate in costs["key sent before"]]
+    yield Line(MARK, "the check of a key that its connection has sent before", nanoseconds, at_most(1000), unit="ns")
+    yield _line(costs, "… such checks a CPU-second / SHA-256 of the key", "key sent before", "key hashed")
     yield _line(costs, "new connections a CPU-second: with client certificates / TLS", "certs connect", "tls connect")
     yield _line(costs, "hints sent a CPU-second: signed / not signed", "signed sent", "unsigned sent")
     yield _line(costs, "… taken from the queue, and verified", "signed taken", "unsigned taken")
@@ -150,6 +161,27 @@ class _Load:
             run_load(LOOPBACK, self._port, [b""], seconds=0.0, connections=HANDSHAKES, tls=self._tls)
             made += HANDSHAKES
         return Cost(made, cpu_seconds(self._pid) - before, self._seconds).per_cpu_second
+
+
+def _of_checks(options: Options) -> dict[str, Callable[[], float]]:
+    """What a valid key costs each request of a connection, in this process: checks a CPU-second, the fastest parts."""
+    ring = KeyRing(SystemClock())
+    key, key_id = make_key()
+    ring.note([ApiKey(key_id, "bench", digest_of(key), (), None, "bench", "a measurement", 0.0)], 0.0)
+    client = Accounts(Settings(ingest_keys=True), SystemClock(), ring).client("192.0.2.1")
+    field = f"Bearer {key}"
+    sent = field[:6] + field[6:]  # as a request has it: the same text in another object
+    client.tally_of_key(None, field, ProtocolName.EVENTS)
+    parts = 3 if options.quick else 15
+
+    def rate(call: Callable[[], object]) -> float:
+        fastest = min(timeit.repeat(call, timer=time.thread_time, number=CHECKS, repeat=parts))
+        return CHECKS / fastest
+
+    return {
+        "key sent before": lambda: rate(lambda: client.tally_of_key(None, sent, ProtocolName.EVENTS)),
+        "key hashed": lambda: rate(lambda: hashlib.sha256(field.encode()).hexdigest()),
+    }
 
 
 def _requests(events: int, line: str) -> list[bytes]:

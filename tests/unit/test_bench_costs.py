@@ -17,10 +17,13 @@ def test_each_way_is_compared_with_the_same_without_it() -> None:
     costs = {name: [10.0, 20.0] for name in [*without, "tls connect"]} | {
         name: [5.0, 10.0] for name in [*ways, *others]
     }
-    lines = list(lines_of({**costs, "tls connect": [10.0, 20.0]}))
-    # Then each row is a half
+    checks = {"key sent before": [2e6, 4e6], "key hashed": [4e6, 8e6]}
+    lines = list(lines_of({**costs, **checks, "tls connect": [10.0, 20.0]}))
+    # Then each row is a half, and a check of a key has its time too
     assert {line.mark for line in lines} == {MARK}
-    assert [list(line.values) for line in lines] == [[0.5, 0.5]] * 15
+    [check] = [line for line in lines if line.unit == "ns"]
+    assert (list(check.values), str(check.goal)) == ([500, 250], "<= 1000")
+    assert [list(line.values) for line in lines if line is not check] == [[0.5, 0.5]] * 16
 
 
 def test_a_client_of_the_load_is_verified_and_verifies(tmp_path: Path) -> None:

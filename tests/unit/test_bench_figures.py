@@ -135,9 +135,10 @@ KEYS = switched_on(0, "202s of single events a CPU-second: API keys")
 TLS = switched_on(1, "202s of single events a CPU-second: TLS /")
 CLIENTS = switched_on(2, "202s of single events a CPU-second: TLS with")
 SIGNED = tuple(Measured("M12", what, "production-redis") for what in ("hints sent", "… taken from the queue"))
-NO_KEY, CONNECTS, GROUPS, ONE = (
-    Measured("M12", what, "production-redis")
-    for what in ("401s without a key", "new connections", "appends of 500", "… of one event")
+NO_KEY, CONNECTS = (Measured("M12", what, "production-redis") for what in ("401s without a key", "new connections"))
+GROUPS, ONE, CHECK, HASHES = (
+    Measured("M12", what, "replica-redis")
+    for what in ("appends of 500", "… of one event", "the check of a key", "… such checks")
 )
 
 
@@ -200,6 +201,8 @@ OF_RATIOS: Final = {
     ("M12", "… TLS:"): joined(TLS),
     ("M12", "… TLS with certificates"): joined(CLIENTS),
     ("M12", "a 401 without"): (NO_KEY.middle(), NO_KEY.spread()),
+    ("M12", "the check of a key"): (f"{CHECK.middle(0)} ns", CHECK.spread(0)),
+    ("M12", "… such checks"): (HASHES.middle(1), HASHES.spread(1)),
     ("M12", "new connections"): (CONNECTS.middle(), CONNECTS.spread()),
     ("M12", "signed messages"): joined(SIGNED),
     ("M12", "`WAITAOF`"): (f"{GROUPS.middle()}; {ONE.middle(3)}", f"{GROUPS.spread()}; {ONE.spread(3)}"),
@@ -209,8 +212,8 @@ OF_RATIOS: Final = {
     ),
 }
 
-# By the text of a row of the shorter table: where the longer one has each of its figures (mark, text, which number).
-OF_COSTS: Final = {
+# By page and text of a row of a shorter table: where the longer one has each of its figures (mark, text, which number).
+OF_BEHAVIOUR: Final = {
     "bare Sanic handler": [("M1", "bare Sanic", 0)],
     "FastAPI with the same group commit": [("M1", "our group commit", 0)],
     "the event log's standard client": [("M2", "standard client", 0)],
@@ -229,6 +232,18 @@ OF_COSTS: Final = {
         ("M5", "on Kafka", 1),
         ("M5", "on Kafka", 4),
     ],
+}
+OF_SWITCHES: Final[dict[str, list[tuple[str, str, int]]]] = {
+    "API keys": [("M12", "API keys", place) for place in range(3)],
+    "HTTPS at ingest": [("M12", "… TLS:", place) for place in range(3)],
+    "certificates of clients": [("M12", "… TLS with certificates", place) for place in range(3)],
+    "signed messages": [("M12", "signed messages", place) for place in range(2)],
+    "with `WAITAOF`": [("M12", "`WAITAOF`", place) for place in range(2)],
+    "`EVENTS_BY_DAY`": [("M8", "5 million stored by day", 1)],
+}
+OF_COSTS: Final = {
+    **{("behaviour.md", text): places for text, places in OF_BEHAVIOUR.items()},
+    **{("production.md", f"{text} | "): places for text, places in OF_SWITCHES.items()},
 }
 
 
@@ -258,11 +273,11 @@ def test_the_table_of_ratios_has_what_was_measured(mark: str, text: str) -> None
     assert spread.startswith(spreads)
 
 
-@pytest.mark.parametrize("text", OF_COSTS)
-def test_the_table_of_costs_is_the_table_of_ratios_in_brief(text: str) -> None:
-    cells = next(row for row in rows("behaviour.md") if text in f"{row[0]} | {row[1]} | {row[2].partition(' ')[2]}")
+@pytest.mark.parametrize(("page", "text"), OF_COSTS)
+def test_a_table_of_costs_is_the_table_of_ratios_in_brief(page: str, text: str) -> None:
+    cells = next(row for row in rows(page) if text in f"{row[0]} | {row[1]} | {row[2].partition(' ')[2]}")
     shown = numbers(re.sub(r"1 : |with (one|five) million", "", cells[2]))
-    wanted = [numbers(row_of_ratios(mark, other)[2])[place] for mark, other, place in OF_COSTS[text]]
+    wanted = [numbers(row_of_ratios(mark, other)[2])[place] for mark, other, place in OF_COSTS[page, text]]
     assert len(shown) == len(wanted)
     for one, other in zip(shown, wanted, strict=True):
         digits = len(one.partition(".")[2])  # it may have fewer
