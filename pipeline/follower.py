@@ -93,7 +93,6 @@ class ControlFollower:
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
         self._newest: ControlSnapshot | None = None
         self._publication_age = Age()
-        self._is_unavailable = False
         self._problem: str | None = None
 
     def start(self) -> None:
@@ -117,13 +116,8 @@ class ControlFollower:
         return self._newest
 
     @property
-    def is_unavailable(self) -> bool:
-        """Whether the store did not answer the last read, or refused it."""
-        return self._is_unavailable
-
-    @property
     def problem(self) -> str | None:
-        """The error of the last read; None: it was answered."""
+        """The error of the last read, if the store did not answer it or refused it; None: it was answered."""
         return self._problem
 
     def _run(self) -> None:
@@ -131,8 +125,8 @@ class ControlFollower:
             with self._loop.turn():
                 self._follow()
             if self._reporter is not None:
-                self._reporter.report(is_store_available=not self._is_unavailable)
-            if self._is_unavailable or self._loop.is_failing:
+                self._reporter.report(is_store_available=self._problem is None)
+            if self._problem is not None or self._loop.is_failing:
                 self._stopping.wait(RETRY_SECONDS)
 
     def _follow(self) -> None:
@@ -177,18 +171,16 @@ class ControlFollower:
             said = state.time - state.rate.published_at
             published_at = now - self._publication_age.of(state.rate.published_at, said, now=now)
         self._newest = ControlSnapshot(state, now, published_at)
-        self._problem = None
-        if self._is_unavailable:
-            self._is_unavailable = False
+        if self._problem is not None:
+            self._problem = None
             logger.info("the control store answers again", extra={"action": "control_back"})
         if not self._stopping.is_set():
             self._on_state(state)
 
     def _note_unavailable(self, error: StoreUnavailableError) -> None:
-        self._problem = str(error)
-        if not self._is_unavailable:
-            self._is_unavailable = True
+        if self._problem is None:
             logger.warning("%s", error, extra={"action": "control_away"})
+        self._problem = str(error)
 
 
 class TroubleReporter:

@@ -141,7 +141,7 @@ class Recorder:
             "rate": round(rate, 1),
             "tokens": None if tokens is None else min(tokens, capacity),
         }
-        if control is not None and not self._follower.is_unavailable:
+        if control is not None and self._follower.problem is None:
             sample |= _of_state(control.state)
             if control.state.rate is not None:
                 # For readers that read only once: otherwise they would have to trust a wall clock.

@@ -8,9 +8,10 @@ import pytest
 from checks.testbed.waiting import eventually
 from ingest.dashboard.recorder import IDENTITY_SECONDS, OFFER_SECONDS, QUIET_SECONDS, Recorder, SystemReaders
 from pipeline.clock import ManualClock, SystemClock
-from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.errors import LogUnavailableError, StoreUnavailableError
+from pipeline.follower import ControlSnapshot
 from pipeline.health.snapshot import silent_seconds
 from pipeline.loops import Loop
 from pipeline.names import LoopName
@@ -301,7 +302,7 @@ def test_it_writes_without_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> Non
     rig.history = MemoryHistory(MemoryServer(clock))
     readers: Any = SystemReaders(rig.history, Log())  # type: ignore[arg-type]
     admission: Any = SimpleNamespace(rate=lambda _: 200.0, tokens_seen=lambda _: 6, is_quiet=True)
-    unavailable: Any = SimpleNamespace(newest=none, is_unavailable=True)
+    unavailable: Any = SimpleNamespace(newest=none, problem="it does not answer")
     recorder = Recorder(
         readers, deltas=deltas, admission=admission, follower=unavailable, settings=Settings(), clock=clock,
         loop=Loop(LoopName.HISTORY, clock),
@@ -314,6 +315,21 @@ def test_it_writes_without_an_event_loop(monkeypatch: pytest.MonkeyPatch) -> Non
     # And it ends
     recorder.close()
     eventually(lambda: not recorder._thread.is_alive())
+
+
+@pytest.mark.parametrize(("problem", "is_shown"), [(None, True), ("it does not answer", False), ("", False)])
+def test_a_state_is_shown_while_the_follower_reads_it(problem: str | None, is_shown: bool) -> None:
+    # Given a process that has read a state
+    clock = ManualClock()
+    state = MemoryControlStore(Settings(), MemoryServer(clock)).state()
+    follower: Any = SimpleNamespace(newest=ControlSnapshot(state, clock.monotonic(), None), problem=problem)
+    admission: Any = SimpleNamespace(rate=lambda _: 200.0, tokens_seen=lambda _: 6)
+    none: Any = None
+    recorder = Recorder(
+        none, deltas=none, admission=admission, follower=follower, settings=Settings(), clock=clock, loop=none
+    )
+    # When the next read is not answered, then the sample has no breaker: it may be another one by now
+    assert ("breaker" in recorder._own_view()) is is_shown
 
 
 def test_a_process_without_requests_for_seconds_is_quiet() -> None:

@@ -89,14 +89,14 @@ def test_it_starts_without_a_store_and_survives_outages_and_flushes(rig: _Rig) -
     # Given a store that is away
     rig.server.is_unavailable = True
     rig.follower.start()
-    until(lambda: rig.follower.is_unavailable)
+    until(lambda: rig.follower.problem is not None)
     assert rig.newest() is None
     # When it comes, and goes
     rig.bring_back()
     rig.publish(500)
     until(lambda: rig.rate() == 500)
     rig.server.is_unavailable = True
-    until(lambda: rig.follower.is_unavailable)
+    until(lambda: rig.follower.problem is not None)
     # Then the last state stands, and its age grows
     newest = rig.newest()
     assert newest is not None
@@ -107,7 +107,7 @@ def test_it_starts_without_a_store_and_survives_outages_and_flushes(rig: _Rig) -
     assert age is not None
     rig.server.flush()
     rig.bring_back()
-    until(lambda: not rig.follower.is_unavailable and rig.rate() is None)
+    until(lambda: rig.follower.problem is None and rig.rate() is None)
     newest = rig.newest()
     assert newest is not None
     later = newest.controller_age_seconds(time.monotonic())
@@ -203,7 +203,7 @@ def test_after_an_outage_it_reads_the_state_before_it_waits(rig: _Rig, monkeypat
     rig.follower._follow()
     rig.server.is_unavailable = True
     rig.follower._follow()
-    assert rig.follower.is_unavailable
+    assert rig.follower.problem is not None
     before = dict(calls)
     # When the store is back, then the first question is for the state: a wait would take longer
     rig.bring_back()
@@ -211,7 +211,7 @@ def test_after_an_outage_it_reads_the_state_before_it_waits(rig: _Rig, monkeypat
     with pytest.raises(pytest.fail.Exception):
         rig.follower._follow()
     assert calls["state"] == before["state"] + 1
-    assert not rig.follower.is_unavailable
+    assert rig.follower.problem is None
 
 
 @pytest.mark.parametrize(("took", "earliest"), [(1.0, 0.99), (1.2, 0.99), (30.0, 0.99), (0.985, 0.0), (0.001, 0.0)])
@@ -297,8 +297,8 @@ def test_a_defect_of_its_reports_does_not_end_it(rig: _Rig, caplog: pytest.LogCa
 
 def test_a_store_that_is_known_not_to_answer_gets_no_report(rig: _Rig) -> None:
     # Given a process with a problem, and a store that answers after three reads that failed
-    asked: list[bool] = []
-    rig.troubles.report = lambda *_: asked.append(rig.follower.is_unavailable)  # type: ignore[method-assign]
+    asked: list[str | None] = []
+    rig.troubles.report = lambda *_: asked.append(rig.follower.problem)  # type: ignore[method-assign]
     rig.reporter = TroubleReporter(
         rig.troubles, "a", rig.clock, difference_seconds_max=1.0,
         own_problems=lambda: [Trouble(AlarmCode.LOOP_FAILS, "it fails")],
@@ -316,7 +316,7 @@ def test_a_store_that_is_known_not_to_answer_gets_no_report(rig: _Rig) -> None:
     # When it follows, then it waits for no answer to a report before the store answers a read
     rig.follower.start()
     until(lambda: bool(asked))
-    assert asked[0] is False
+    assert asked[0] is None
     assert len(turns) == 3
 
 
