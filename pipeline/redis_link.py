@@ -107,9 +107,14 @@ def has_answered(error: Exception) -> bool:
     return isinstance(error, _ANSWERS) or _NO_MORE_CLIENTS in str(error)
 
 
-def what_it_does(error: Exception, name: str) -> str:
-    """What the server of an error does, for a message: an answer is no silence. `name` is the setting of its URL."""
-    return "refuses" if has_answered(error) else f"does not answer at {name.upper()}"
+def failure_text(error: Exception, settings: Settings, name: str) -> str:
+    """The message of a call that failed: which server does not answer, or refuses it, and why. Health reads it.
+
+    `name` is the setting of the URL: redis_url or event_log_url.
+    """
+    server = "the control store" if name == "redis_url" else "the event log"
+    does = "refuses" if has_answered(error) else f"does not answer at {name.upper()}"
+    return f"{server} (Redis) {does}: {explained(error, settings, name)}"
 
 
 def explained(error: Exception, settings: Settings, name: str) -> str:

@@ -14,7 +14,7 @@ from redis.retry import Retry
 from pipeline.control_store.common import CALL_SECONDS_MAX
 from pipeline.errors import StoreRefusesError, StoreUnavailableError
 from pipeline.lua_script import LuaScript, read_script
-from pipeline.redis_link import explained, has_answered, make_pool, what_it_does
+from pipeline.redis_link import failure_text, has_answered, make_pool
 from pipeline.settings import Settings
 
 WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
@@ -188,7 +188,5 @@ class ControlConnection:
         This includes refusals that look permanent (access rights, a key of another type): an operator may correct them
         at any time, and until then no process may end because of them.
         """
-        why = explained(error, self._settings, self._name)
-        server = "the control store" if self._name == "redis_url" else "the event log"
         kind = StoreRefusesError if has_answered(error) else StoreUnavailableError
-        return kind(f"{server} (Redis) {what_it_does(error, self._name)}: {why}")
+        return kind(failure_text(error, self._settings, self._name))

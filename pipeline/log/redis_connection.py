@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
 from pipeline.lua_script import LuaScript
-from pipeline.redis_link import explained, has_answered, make_pool, what_it_does
+from pipeline.redis_link import explained, failure_text, has_answered, make_pool
 from pipeline.settings import Settings
 
 _REPLICA: Final = re.compile(rb"slave\d+")  # INFO's name of a replica, and of its line
@@ -133,8 +133,7 @@ class RedisConnection:
 
     def unavailable(self, error: Exception) -> LogUnavailableError:
         """What a call raises that has failed and wrote nothing: an error that the server has sent is no silence."""
-        why = explained(error, self._settings, "event_log_url")
-        return LogUnavailableError(f"the event log (Redis) {what_it_does(error, 'event_log_url')}: {why}")
+        return LogUnavailableError(failure_text(error, self._settings, "event_log_url"))
 
     def close(self) -> None:
         """Disconnect; idempotent. A later call connects again."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from redis import exceptions
 
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.refusals import Refusals, Refused
@@ -22,6 +23,7 @@ from pipeline.names import (
 )
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Alarm, Pause
+from pipeline.redis_link import failure_text
 from pipeline.settings import Settings
 from support.health import BREAKER, BY_HAND, HEALTHY, NOW, OVERRIDE, REFUSING
 
@@ -185,6 +187,23 @@ def test_what_a_part_said_is_said_once() -> None:
     )
     [problem] = judge(replace(HEALTHY, store_problem=str(StoreUnavailableError()))).problems
     assert problem.look_at == "the server of REDIS_URL"
+
+
+@pytest.mark.parametrize(
+    ("error", "does"),
+    [
+        (exceptions.ResponseError("WRONGTYPE Operation against a key"), "refuses requests"),
+        (exceptions.TimeoutError("Timeout reading from socket"), "does not answer"),
+    ],
+)
+@pytest.mark.parametrize(("name", "field"), [("redis_url", "store_problem"), ("event_log_url", "log_problem")])
+def test_health_reads_what_the_adapters_of_redis_write(error: Exception, does: str, name: str, field: str) -> None:
+    # Given the text that an adapter makes of an error
+    found: dict[str, Any] = {field: failure_text(error, Settings(), name)}
+    # When health shows it, then it knows what the server does, and repeats only the reason
+    [problem] = judge(replace(HEALTHY, **found)).problems
+    assert f") {does}: " in problem.what
+    assert problem.look_at.endswith(f"; it says: {error}")
 
 
 # --- Nothing is stored --------------------------------------------------------------------------------------------
