@@ -1,5 +1,6 @@
 """Sluice's own processes, on servers that the caller chooses."""
 
+import base64
 import contextlib
 import json
 import os
@@ -216,9 +217,17 @@ class System:
 
     def health(self) -> dict[str, Any]:
         """The health document."""
-        with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=WAIT_SECONDS_MAX) as answer:
-            document: dict[str, Any] = json.loads(answer.read())
-            return document
+        document: dict[str, Any] = json.loads(self.get("/api/logs/health"))
+        return document
+
+    def get(self, path: str) -> str:
+        """What operators read at this path of ingest. Raises HTTPError."""
+        request = urllib.request.Request(f"{self.url}{path}")
+        if self.settings.operator_password:
+            login = base64.b64encode(f"test:{self.settings.operator_password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {login}")
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
+            return str(answer.read().decode())
 
     def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """Wait for a condition; if it does not come, the error has the ends of the logs."""

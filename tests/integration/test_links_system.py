@@ -23,6 +23,7 @@ from support.redis_tls import PASSWORD, redis_tls_server, tls_program
 from support.traffic import event
 
 APP_PASSWORD = "äpp;' p@/%"
+OPERATOR_PASSWORD = "öper'at&r \"p@ss/%2"
 EVENTS = 300
 
 
@@ -39,11 +40,6 @@ def run(settings: Settings, *words: str) -> str:
     )
     assert ended.returncode in (0, 1, 2), ended.stderr  # of `status`: how bad it is
     return ended.stdout + ended.stderr
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=WAIT_SECONDS_MAX) as answer:
-        return str(answer.read().decode())
 
 
 def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, missing: Callable[[str], None]) -> None:
@@ -69,6 +65,7 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
             redis_url=servers[0].url,
             event_log_url=servers[1].url,
             redis_ca_file=str(authority.ca),
+            operator_password=OPERATOR_PASSWORD,
             ingest_port=free_port(),
             log_level="DEBUG",
             regulate_seconds=0.5,
@@ -102,19 +99,22 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
         said += [flower.get("/broker"), flower.get("/"), json.dumps(flower.workers())]
         assert "batches" in said[2]
         # And nothing that anybody reads has a password, as it is or as it is in a URL; nor when servers fail
-        pages = ("/", "/api/logs/health", "/metrics", "/openapi.json")
-        said += [get(f"{system.url}{page}") for page in pages]
+        pages = ("/", "/api/logs/health", "/metrics", "/openapi.json", "/api/logs/throttle")
+        said += [system.get(page) for page in pages]
+        said.append(run(settings, "sluice", "doctor"))
+        assert "PostgreSQL" in said[-1]
         said += [run(settings, "pipeline", "status", "--json"), run(settings, "celery", "-A", "tasks.app", "report")]
         said.append(run(settings, "celery", "-A", "tasks.app", "inspect", "sluice"))
         servers[0].kill()
         # PostgreSQL goes later: a worker that ends with its broker waits for the schema first, when it is started again
         wait_until(lambda: "Cannot connect to" in system.batches.log(), "the broker is missed")
         postgres.kill()
-        said += [run(settings, "pipeline", "status"), get(f"{system.url}/api/logs/health")]
+        said += [run(settings, *words) for words in (("pipeline", "status"), ("sluice", "doctor"))]
+        said.append(system.get("/api/logs/health"))
         for server in (servers[0], postgres):
             server.start()  # workers end sooner with their broker
         said += [flower.log.read_text(), *(program.log() for program in system.programs)]
         for number, text in enumerate(said):
-            for password in (APP_PASSWORD, OWNER_PASSWORD, PASSWORD):
+            for password in (APP_PASSWORD, OWNER_PASSWORD, OPERATOR_PASSWORD, PASSWORD):
                 for form in (password, quote(password), quote(password, safe=""), json.dumps(password)[1:-1]):
                     assert form not in text, f"output {number} has a password: {text[:200]}"
