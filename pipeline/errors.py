@@ -173,7 +173,7 @@ class SettingsError(PermanentError):
 
 
 class LogGapError(PermanentError):
-    """The event log has lost events that were never stored, or its end lies below the stored offset."""
+    """The event log no longer has the next records to store, or its end lies below the stored offset."""
 
 
 class LogMisconfiguredError(PermanentError):

@@ -83,7 +83,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
         case PauseReason.POISON:
             return f"the newest dead letters and their errors: often it is the schema, not the data; {ends}"
         case PauseReason.LOG_GAP:
-            return f"the event log: it lost events that were never stored, or is another one than before; {ends}"
+            return f"the event log: it no longer has the next events to store, or is another one than before; {ends}"
         case _:
             return f"the processes of a newer version of Sluice: one of them gave this reason; {ends}"
 

@@ -148,7 +148,7 @@ class PauseReason(StrEnum):
     BREAKER = "breaker"  # the circuit breaker is open; lifted by the prober
     OPERATOR = "operator"  # an operator paused consumption; lifted by an operator
     POISON = "poison"  # too many dead letters in a row; lifted by an operator
-    LOG_GAP = "log_gap"  # the log lost events that were never stored; lifted by an operator
+    LOG_GAP = "log_gap"  # the log no longer has the next events to store; lifted by an operator
     UNKNOWN = "unknown"  # a newer version's reason, unknown here: it pauses as well; lifted by an operator
 
 

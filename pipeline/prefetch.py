@@ -245,7 +245,7 @@ def _check_hole(partition: int, offset: int, batch: LogBatch) -> None:
             found = f"returns a record at offset {batch.offset}, and {offset} is the next to be stored"
         else:
             records = counted(batch.offset - offset, "record")
-            found = f"has lost {records} not yet stored, at offsets {offset} to {batch.offset - 1}"
+            found = f"no longer has the next {records} to store, at offsets {offset} to {batch.offset - 1}"
         raise LogGapError(f"partition {partition}: the event log {found}")
     _logger.warning(
         "partition %d: the event log came back without its tail: offsets %d to %d hold nothing",

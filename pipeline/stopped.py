@@ -24,6 +24,7 @@ from pipeline.ports.control import OffsetFence
 from pipeline.ports.event_sink import EventSink, StoreResult
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
 
+_LOOKS_MAX: Final = 5  # a drain may store and trim between two reads of one look
 _READ_SECONDS: Final = 1.0  # how long one read of the log waits
 
 
@@ -85,11 +86,20 @@ class PartitionState:
     log: PartitionPosition
     hole: Hole | None
     next_record: bytes | None  # the log's first record after the hole
+    passed: int = 0  # drains had stored the records below this offset, or were about to; 0: none is known to have
 
 
 def look(context: StoppedContext, partition: int) -> PartitionState:
-    """The current position of a partition. Raises RecoverableError; DoesNotFitError if there is no such partition."""
-    return _look(context, _identity(context, partition), partition)
+    """The current position of a partition. Raises RecoverableError; DoesNotFitError if there is no such partition.
+
+    A drain may have the partition. Records that it stores, and trims, while this looks are no hole.
+    """
+    identity = _identity(context, partition)
+    for _ in range(_LOOKS_MAX):
+        place = _look(context, identity, partition)
+        if place.hole is None or _stored(context, identity.log_id, partition) == place.stored:
+            return place
+    raise StillDrainedError
 
 
 def skip_gap(context: StoppedContext, partition: int, hole: Hole, *, dry_run: bool) -> int:
@@ -98,16 +108,12 @@ def skip_gap(context: StoppedContext, partition: int, hole: Hole, *, dry_run: bo
     If the log lost its tail, `hole.end` may be any offset that the log holds: events may have arrived since then, and
     are below its end. Raises DoesNotFitError if the hole is another one, RecoverableError.
     """
+    _refuse_other(look(context, partition), partition, hole)  # what can't fit is no reason to wait for a drain
     identity = _identity(context, partition)
     with _held(context, identity, partition):
         place = _look(context, identity, partition)
-        found, stored = place.hole, place.stored
-        if found is None:
-            raise DoesNotFitError(f"partition {partition} has no hole: the log holds the next record to store")
-        is_tail = found.end < found.first and hole.first == found.first and place.log.begin <= hole.end <= found.end
-        if found != hole and not is_tail:
-            asked = f"not from {hole.first} to {hole.end}"
-            raise DoesNotFitError(f"the hole of partition {partition} is from {found.first} to {found.end}, {asked}")
+        _refuse_other(place, partition, hole)
+        stored = place.stored
         goes_on = hole.end if hole.end > hole.first else min(stored or 0, hole.end)
         if not dry_run:
             if stored is not None and stored != goes_on:
@@ -130,14 +136,10 @@ def accept_poison(
     identity, log_id, first = _identity(context, partition), batch.log_id, batch.first
     if identity.log_id != log_id:
         raise DoesNotFitError(f"partition {partition} stopped on another event log: {log_id}, not {identity.log_id}")
+    expected = first if batch.expected is None else batch.expected
+    _refuse_stored(_stored(context, log_id, partition), partition, expected)  # likewise without the lock
     with _held(context, identity, partition):
-        position = context.sink.stored_position(log_id, partition)
-        stored = None if position is None else position.next_offset
-        expected = first if batch.expected is None else batch.expected
-        if stored not in (expected, None):
-            raise DoesNotFitError(
-                f"partition {partition} is stored up to {stored} by now; its batch began at {expected}"
-            )
+        _refuse_stored(_stored(context, log_id, partition), partition, expected)
         records = LogBatch(first, _records(context.log, partition, expected, first, batch.end))
         if rehearsed is None:
             return _accept(context, identity, partition, expected, records, is_condemned=batch.is_condemned)
@@ -159,6 +161,28 @@ def _identity(context: StoppedContext, partition: int) -> LogIdentity:
     return identity
 
 
+def _refuse_other(place: PartitionState, partition: int, hole: Hole) -> None:
+    """Raise DoesNotFitError if the partition has no hole, or another one."""
+    found = place.hole
+    if found is None:
+        raise DoesNotFitError(f"partition {partition} has no hole: the log holds the next record to store")
+    is_tail = found.end < found.first and hole.first == found.first and place.log.begin <= hole.end <= found.end
+    if found != hole and not is_tail:
+        asked = f"not from {hole.first} to {hole.end}"
+        raise DoesNotFitError(f"the hole of partition {partition} is from {found.first} to {found.end}, {asked}")
+
+
+def _refuse_stored(stored: int | None, partition: int, expected: int) -> None:
+    """Raise DoesNotFitError if the batch that began at `expected` is not the next one to store."""
+    if stored not in (expected, None):
+        raise DoesNotFitError(f"partition {partition} is stored up to {stored} by now; its batch began at {expected}")
+
+
+def _stored(context: StoppedContext, log_id: str, partition: int) -> int | None:
+    position = context.sink.stored_position(log_id, partition)
+    return None if position is None else position.next_offset
+
+
 @contextlib.contextmanager
 def _held(context: StoppedContext, identity: LogIdentity, partition: int) -> Iterator[None]:
     if not context.sink.acquire(identity.log_id, partition):
@@ -172,23 +196,25 @@ def _held(context: StoppedContext, identity: LogIdentity, partition: int) -> Ite
 def _look(context: StoppedContext, identity: LogIdentity, partition: int) -> PartitionState:
     stored_position = context.sink.stored_position(identity.log_id, partition)
     stored = None if stored_position is None else stored_position.next_offset
-    lowest = max(stored or 0, context.fence.mirror(identity.log_id).lowest_offsets.get(partition, 0))
+    mirrored = context.fence.mirror(identity.log_id).lowest_offsets.get(partition, 0)
+    lowest = max(stored or 0, mirrored)
     place = _position(context.log, partition)  # read last: an intact log has reached at least its lowest offset
+    passed = max(mirrored, place.committed or 0)
     if place.next_offset is not None and place.next_offset < lowest:
-        return PartitionState(stored, place, Hole(lowest, place.next_offset), None)
+        return PartitionState(stored, place, Hole(lowest, place.next_offset), None, passed)
     if stored is None:
-        return PartitionState(None, place, None, None)
+        return PartitionState(None, place, None, None, passed)
     if holds_another_record(context.log, stored_position, partition):
-        return PartitionState(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
+        return PartitionState(stored, place, Hole(stored, stored - 1, is_refilled=True), None, passed)
     try:
         batch = context.log.read(partition, stored, records_max=1, wait_seconds=0.0)
     except LogGapError:  # the log's end has just fallen
-        return PartitionState(stored, place, Hole(stored, place.end), None)
+        return PartitionState(stored, place, Hole(stored, place.end), None, passed)
     if batch is None or not batch.values:
         hole = Hole(stored, place.begin) if place.begin > stored else None
-        return PartitionState(stored, place, hole, None)
+        return PartitionState(stored, place, hole, None, passed)
     hole = None if _follows(batch, stored) else Hole(stored, batch.offset)
-    return PartitionState(stored, place, hole, batch.values[0])
+    return PartitionState(stored, place, hole, batch.values[0], passed)
 
 
 def _position(log: EventLog, partition: int) -> PartitionPosition:

@@ -335,7 +335,7 @@ def stored_finding(
         return Finding("stored", State.WRONG, late_begin_words(settings, late), late_begin_advice(settings, late))
     lost = {one.partition: one.begin - offsets.get(one.partition, one.begin) for one in positions}
     if stopped := [partition for partition, count in lost.items() if count > 0]:
-        what = f"the event log has lost {counted(sum(lost[one] for one in stopped), 'record')} not yet stored"
+        what = f"the event log no longer has the next {counted(sum(lost[one] for one in stopped), 'record')} to store"
         return Finding("stored", State.WRONG, what, f"celery -A tasks.app inspect gap {stopped[0]}")
     waiting = total_lag(positions, offsets) or 0
     what = "all of the event log" if not waiting else f"all of the event log but {counted(waiting, 'event')}"

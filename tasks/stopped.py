@@ -9,12 +9,21 @@ from typing import Any, Final
 from pipeline import wiring
 from pipeline.errors import RecoverableError, SluiceError
 from pipeline.event_text import clock_time
-from pipeline.names import ControlEventKind, PauseReason
+from pipeline.names import ControlEventKind, PauseReason, SinkName
 from pipeline.ports.control import Pause
 from pipeline.ports.event_sink import EventSink
 from pipeline.ports.log import PartitionPosition
 from pipeline.ports.storage import Storage
-from pipeline.stopped import DoesNotFitError, Hole, Poisoned, StoppedContext, accept_poison, look, skip_gap
+from pipeline.stopped import (
+    DoesNotFitError,
+    Hole,
+    PartitionState,
+    Poisoned,
+    StoppedContext,
+    accept_poison,
+    look,
+    skip_gap,
+)
 from pipeline.text import counted
 from tasks.context import WorkerContext
 
@@ -46,7 +55,9 @@ def show_gap(context: WorkerContext, partition: int) -> tuple[str, dict[str, Any
     if hole is None:
         lines.append("no gap: the log holds the next record to store")
     else:
-        lines.append(_hole_words(hole))
+        lines.append(
+            f"{_hole_words(context.settings.sink_name, hole)}{_passed_words(context.settings.sink_name, place, hole)}"
+        )
         lines.append(f"to go on: {_skip_command(partition, hole, log)}")
     if place.next_record is not None:
         lines.append(f"the next record begins: {_shown(place.next_record)}")
@@ -81,8 +92,9 @@ def stops_again(context: WorkerContext, pauses: list[Pause]) -> str:
                 place = look(_stopped_context(context, context.sink), partition)
                 hole = place.hole
                 if hole is not None:
+                    what = _hole_words(context.settings.sink_name, hole)
                     words.append(
-                        f" Partition {partition} will stop again at once: {_hole_words(hole)}. "
+                        f" Partition {partition} will stop again at once: {what}. "
                         f"`inspect gap {partition}` shows more, {_skip_command(partition, hole, place.log)} goes on."
                     )
         elif pause.reason is PauseReason.POISON:
@@ -214,12 +226,13 @@ def _stopped_context(context: WorkerContext, sink: EventSink[Any]) -> StoppedCon
 # --- Words ------------------------------------------------------------------------------------------------------------
 
 
-def _hole_words(hole: Hole) -> str:
+def _hole_words(sink: SinkName, hole: Hole) -> str:
     if hole.end > hole.first:
         count = hole.end - hole.first
+        where = f"neither the event log nor {sink}"
         if count == 1:
-            return f"offset {hole.first} is missing: 1 record that was never stored"
-        return f"offsets {hole.first} to {hole.end - 1} are missing: {counted(count, 'record')} that were never stored"
+            return f"offset {hole.first} is missing: 1 record that is in {where}"
+        return f"offsets {hole.first} to {hole.end - 1} are missing: {counted(count, 'record')} that are in {where}"
     if hole.is_refilled:
         return (
             f"the event log holds another record at offset {hole.end} than the one that was stored from there: it lost "
@@ -230,6 +243,19 @@ def _hole_words(hole: Hole) -> str:
         f"the event log ends at {hole.end}, before offset {hole.first}, up to which it was stored or about to be: "
         "it lost its tail. Set the offset back to the offset at which the log was reset, or lower; "
         f"to {hole.end} only if no event arrived since"
+    )
+
+
+def _passed_words(sink: SinkName, place: PartitionState, hole: Hole) -> str:
+    """What is known about whether missing records were stored; follows their offsets."""
+    if hole.end <= hole.first:
+        return ""
+    if place.passed <= hole.first:
+        return ". Whether they were ever stored is not known"
+    of_them = "all of them" if place.passed >= hole.end else f"those below offset {place.passed}"
+    return (
+        f". Drains had stored {of_them}, or were about to: if they did, {sink} has lost them since (a backup, a "
+        "standby), or is another one than then"
     )
 
 

@@ -19,7 +19,7 @@ class DrainOutcome(StrEnum):
     # The control store failed until the end: no lowest offset could be raised, nothing was committed.
     CONTROL_STORE_UNAVAILABLE = "store_away"
     UNSETTLED = "unsettled"  # log or offset changed under this run until the end
-    LOG_GAP = "log_gap"  # the log lost events that were never stored: an operator must act
+    LOG_GAP = "log_gap"  # the log no longer has the next events to store: an operator must act
     POISONED = "poisoned"  # too many dead letters in a row: an operator must act
 
 

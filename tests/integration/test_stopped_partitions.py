@@ -157,7 +157,7 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     # When somebody looks at it, and resumes without deciding
     words, document = stopped.show_gap(rig.context, 0)
     assert document["gap"] == {"from": 10, "to": 15}
-    assert "offsets 10 to 14 are missing: 5 records that were never stored" in words
+    assert "10 to 14 are missing: 5 records that are in neither the event log nor PostgreSQL. Whether" in words
     assert '"event-000015"' in words
     said = commands.resume(rig.context, "ann@desk", "try again")
     assert "Partition 0 will stop again at once" in said
@@ -209,7 +209,8 @@ def test_a_standby_without_the_newest_commits_gets_again_what_the_log_still_has(
         assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
         words, document = stopped.show_gap(rig.context, 0)
         assert document["gap"] == {"from": 10, "to": 30}
-        assert "offsets 10 to 29 are missing: 20 records" in words
+        assert "offsets 10 to 29 are missing: 20 records that are in neither" in words
+        assert "Drains had stored all of them, or were about to: if they did, PostgreSQL has lost them since" in words
         # And one command leads on
         stopped.skip(rig.context, "ann@desk", 0, Hole(10, 30), "a standby was promoted", dry_run=False)
         assert rig.pauses() == []

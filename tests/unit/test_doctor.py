@@ -205,7 +205,7 @@ def test_stored() -> None:
     assert is_fine([found({0: 4}, PartitionPosition(0, 4, 5, 4))], "all of the event log but 1 event")
     # And records that the log has lost before they were stored are named
     lost = found({0: 3}, PartitionPosition(0, 5, 9, 3))
-    assert (lost.state, lost.what) == (State.WRONG, "the event log has lost 2 records not yet stored")
+    assert (lost.state, lost.what) == (State.WRONG, "the event log no longer has the next 2 records to store")
     assert lost.do == "celery -A tasks.app inspect gap 0"
     # And a database that has nothing of what the log says was stored is probably the wrong one
     wrong = found({}, PartitionPosition(0, 5, 5, 5), PartitionPosition(1, 2, 2, 2))

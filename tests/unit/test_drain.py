@@ -435,7 +435,7 @@ def test_an_undeclared_hole_ends_the_run(rig: Rig) -> None:
     report = rig.drain()
     assert report.outcome is DrainOutcome.LOG_GAP
     assert report.error is not None
-    assert "lost 4 records not yet stored, at offsets 3 to 6" in report.error
+    assert "no longer has the next 4 records to store, at offsets 3 to 6" in report.error
     assert rig.stored_numbers() == [0, 1, 2]
     assert report.next_offset == 3
 
@@ -508,7 +508,7 @@ def test_a_declared_hole_is_accepted_only_where_it_covers(rig: Rig, gap_from: in
     rig.log = Holed(server=rig.log_server)
     report = rig.drain()
     assert report.outcome is (DrainOutcome.FINISHED if is_accepted else DrainOutcome.LOG_GAP)
-    lost = "partition 0: the event log has lost 5 records not yet stored, at offsets 3 to 7"
+    lost = "partition 0: the event log no longer has the next 5 records to store, at offsets 3 to 7"
     assert report.error == (None if is_accepted else lost)
     assert rig.store.offsets == {(rig.log_id, 0): 9 if is_accepted else 3}
 

@@ -9,7 +9,7 @@ from pipeline.control_store.memory import MemoryOffsetFence, MemoryServer
 from pipeline.errors import LogRestartedError, LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.control import Mirror
-from pipeline.ports.event_sink import StoreResult
+from pipeline.ports.event_sink import StoredPosition, StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
@@ -137,6 +137,48 @@ def test_nothing_is_decided_beside_a_drain(rig: Rig) -> None:
         rig.accept(5, 8)
     rig.other.release(rig.log_id, PARTITION)
     assert rig.stored == 5
+
+
+def test_what_can_never_fit_is_said_although_a_drain_has_the_partition(rig: Rig) -> None:
+    # Given a drain that has the partition, as it has most of the time
+    assert rig.other.acquire(rig.log_id, PARTITION)
+    # When somebody skips a gap of a partition that has none, then the answer is not to try again
+    for dry_run in (True, False):
+        with pytest.raises(DoesNotFitError, match="has no hole"):
+            rig.skip(5, 8, dry_run=dry_run)
+    # Nor with other figures than those of its hole, nor for a batch that is stored by now
+    rig.server.trim(PARTITION, 8)
+    with pytest.raises(DoesNotFitError, match="is from 5 to 8, not from 5 to 9"):
+        rig.skip(5, 9)
+    with pytest.raises(DoesNotFitError, match="is stored up to 5 by now"):
+        rig.accept(2, 5)
+    rig.other.release(rig.log_id, PARTITION)
+
+
+def test_records_that_a_drain_stores_and_trims_meanwhile_are_no_hole(rig: Rig) -> None:
+    class Draining(MemorySink):
+        """A drain stores the rest of the partition after the offset is read, and before the log is."""
+
+        def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
+            found = super().stored_position(log_id, partition)
+            rig.set_stored(10)
+            rig.server.trim(PARTITION, 8)
+            return found
+
+    draining = Draining(replace(Settings(), poison_ratio_max=1.0), rig.database)
+    place = look(replace(rig.means, sink=draining), PARTITION)
+    assert (place.stored, place.hole) == (10, None)
+
+
+def test_what_drains_passed_before_is_known_by_the_log_or_by_the_lowest_offset(rig: Rig) -> None:
+    rig.server.trim(PARTITION, 8)
+    assert look(rig.means, PARTITION).passed == 0
+    rig.log.commit(rig.log_id, PARTITION, 7)
+    assert look(rig.means, PARTITION).passed == 7
+    identity = rig.log.identity()
+    rig.means.fence.fence(rig.log_id, identity.incarnation)
+    rig.means.fence.raise_lowest_offset(rig.log_id, identity.incarnation, PARTITION, 9)
+    assert look(rig.means, PARTITION).passed == 9
 
 
 def test_a_log_that_ends_before_what_is_stored_goes_on_where_it_ends(rig: Rig) -> None:
