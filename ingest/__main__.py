@@ -13,15 +13,15 @@ from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.names import Queue
-from pipeline.settings import Settings, ignore_variables_of_others
+from pipeline.settings import Settings, ignore_variables_of_others, misspelled_settings
 from pipeline.start_counter import count_start
 
 
 def main() -> int:
     """Serve until a signal stops the process. Returns the exit code: 2 if the settings or the port are wrong."""
-    ignored = ignore_variables_of_others()
-    if ignored is not None:
-        sys.stderr.write(f"ingest: {ignored}\n")
+    for words in (ignore_variables_of_others(), misspelled_settings()):
+        if words is not None:
+            sys.stderr.write(f"ingest: {words}\n")
     try:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")

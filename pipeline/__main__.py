@@ -32,7 +32,13 @@ from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
 from pipeline.ports.schema import Schema
 from pipeline.refusals_text import refusals_line
 from pipeline.retention import prepare
-from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask, system_that_was_stopped
+from pipeline.settings import (
+    Settings,
+    ignore_variables_of_others,
+    misspelled_settings,
+    no_system_to_ask,
+    system_that_was_stopped,
+)
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.text import counted, on_its_lines
 
@@ -312,9 +318,9 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
 
 
 def _migrate() -> int:
-    ignored = ignore_variables_of_others()
-    if ignored is not None:
-        sys.stderr.write(f"migrate: {ignored}\n")
+    for words in (ignore_variables_of_others(), misspelled_settings()):
+        if words is not None:
+            sys.stderr.write(f"migrate: {words}\n")
     try:
         settings = Settings.for_commands()
         owner = replace(settings, database_url=settings.migrate_database_url or settings.database_url)
@@ -387,7 +393,7 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
     if problem is not None:
         sys.stderr.write(f"status: {problem}\n")
         return _EXIT_UNKNOWN
-    for words in (system_that_was_stopped(), ignore_variables_of_others()):
+    for words in (system_that_was_stopped(), ignore_variables_of_others(), misspelled_settings()):
         if words is not None:
             sys.stderr.write(f"status: {words}\n")
     try:

@@ -59,6 +59,10 @@ with one line that names them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for 
 Other options of PostgreSQL's client belong in `DATABASE_URL`, as in
 `?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`. `./run.sh` also removes options of Python, Java and Flower; those of
 Flower, such as `FLOWER_URL_PREFIX`, it names.
+
+A misspelled setting is ignored. If its name is nearly that of a setting, as `RATE_MX`, each program says so in one line
+at its start, with the setting that was probably meant; so do `./run.sh` and `sluice doctor`, which also reads the
+`.env` of docker compose in a checkout.
 """
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from pipeline.errors import SluiceError
 from pipeline.running import SYSTEM_VARIABLE, home_of, how_to
 from pipeline.secrets import hide_secrets
+from pipeline.settings import misspelled_settings
 from stack import surroundings
 from stack.arguments import parse
 from stack.config import StackConfig
@@ -35,6 +36,9 @@ def main(words: Sequence[str] | None = None, *, program: str = "run.sh") -> int:
             if ignored:
                 said = f"ignored, since monitoring/flowerconfig.py decides: {', '.join(ignored)}"
                 print(f"{program}: {said}", file=sys.stderr)
+            misspelled = misspelled_settings()
+            if misspelled is not None:
+                print(f"{program}: {misspelled}", file=sys.stderr)
             return _up(System(StackConfig.from_environ(arguments.log)), detach=arguments.detach)
         system = SystemFolder(home_of(os.environ))  # whatever other settings this shell has: a stop is not refused
         match arguments.command:

@@ -17,7 +17,7 @@ from pipeline.errors import SettingsError
 from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.redis_link import broker_options, tls_options
-from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
+from pipeline.settings import Settings, ignore_variables_of_others, misspelled_settings, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks import signing
@@ -137,9 +137,9 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-_ignored = ignore_variables_of_others()
-if _ignored is not None:
-    sys.stderr.write(f"celery: {_ignored}\n")
+for _words in (ignore_variables_of_others(), misspelled_settings()):
+    if _words is not None:
+        sys.stderr.write(f"celery: {_words}\n")
 try:
     app = make_app(Settings.for_commands())
 except SettingsError as error:

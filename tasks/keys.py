@@ -11,7 +11,7 @@ from typing import Final
 
 from pipeline.errors import SettingsError, SluiceError
 from pipeline.keys import digest_of, make_key
-from pipeline.settings import Settings, ignore_variables_of_others
+from pipeline.settings import Settings, ignore_variables_of_others, misspelled_settings
 from pipeline.text import on_its_lines, on_one_line
 from tasks import key_commands
 from tasks.context import WorkerContext
@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(parser)
     asked = parser.parse_args(arguments)
     ignore_variables_of_others()
+    misspelled = misspelled_settings()
+    if misspelled is not None:
+        sys.stderr.write(f"keys: {misspelled}\n")
     try:
         context = WorkerContext(Settings.for_commands())
     except SettingsError as error:

@@ -13,7 +13,12 @@ from pipeline.settings.accounts import (
     figures_of,
     networks_of,
 )
-from pipeline.settings.environment import ignore_variables_of_others, no_system_to_ask, system_that_was_stopped
+from pipeline.settings.environment import (
+    ignore_variables_of_others,
+    misspelled_settings,
+    no_system_to_ask,
+    system_that_was_stopped,
+)
 from pipeline.settings.http import origins_of
 from pipeline.settings.kafka_link import oauth_extensions_of
 from pipeline.settings.reading import read_secret
@@ -26,6 +31,7 @@ __all__ = [
     "Settings",
     "figures_of",
     "ignore_variables_of_others",
+    "misspelled_settings",
     "networks_of",
     "no_system_to_ask",
     "oauth_extensions_of",

@@ -6,6 +6,7 @@ import sys
 from typing import Final
 
 from pipeline.running import nothing_to_ask, stopped_system
+from pipeline.settings.misspelled import misspelled_in
 
 _LIBPQ: Final = re.compile(r"PG[A-Z]+")
 # What libpq may still take from the environment: a password that should not be part of a URL.
@@ -21,6 +22,11 @@ def no_system_to_ask() -> str | None:
 def system_that_was_stopped() -> str | None:
     """The system whose addresses this shell has, in one line, if it does not run; else None."""
     return stopped_system(os.environ)
+
+
+def misspelled_settings() -> str | None:
+    """The variables of this process that are probably misspelled settings, in one line; None if there are none."""
+    return misspelled_in(os.environ)
 
 
 def ignore_variables_of_others() -> str | None:
