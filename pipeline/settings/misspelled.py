@@ -33,7 +33,7 @@ _CANDIDATES: Final = sorted(_KNOWN)
 # With these at their end, names of other programs are as near to ours as misspelled ones.
 _LAST_WORDS: Final = frozenset({"DB", "DIR", "HOME", "HOST", "NAME", "PASS", "PATH", "PORT", "USER"})
 # Names that many other programs use, and that are as near as a misspelled one.
-_OF_OTHER_PROGRAMS: Final = frozenset({"LOGLEVEL", "LOGFORMAT"})
+_OF_OTHER_PROGRAMS: Final = frozenset({"LOGLEVEL", "LOGFORMAT", "POSTGRESQL_PORT"})
 
 
 def meant_by(name: str) -> str | None:
@@ -59,11 +59,16 @@ def _may_be(name: str, meant: str) -> bool:
     return last not in _LAST_WORDS or last == meant.rpartition("_")[2]
 
 
+def _sets(value: str) -> bool:
+    """Whether a value is one that a person may have set: not empty, nor a service's address by Kubernetes."""
+    return bool(value.strip()) and not value.startswith("tcp://")
+
+
 def misspelled_in(environ: Mapping[str, str]) -> str | None:
     """One line that names the variables which are probably misspelled settings; None if there are none.
 
     A variable that is empty sets nothing. Values are not shown: they may be passwords.
     """
-    pairs = ((name, meant_by(name)) for name, value in sorted(environ.items()) if value.strip())
+    pairs = ((name, meant_by(name)) for name, value in sorted(environ.items()) if _sets(value))
     found = [f"{name} (perhaps {meant})" for name, meant in pairs if meant is not None]
     return f"ignored, since no setting has such a name (docs/settings.md): {', '.join(found)}" if found else None
