@@ -112,6 +112,8 @@ def _blocks(status: SystemStatus, width: int) -> list[_Block]:
         held = known.override
         words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.actor}: {held.why}"
         blocks.append(_Block(_FIGURE, _wrapped("override     ", words, width)))
+    for what, why in status.unanswered:
+        blocks.append(_Block(_FIGURE, _wrapped("unanswered   ", f"{what}: {why}", width)))
     return [*blocks, *_event_blocks(status, width)]
 
 

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError
+from pipeline.errors import SluiceError, StoreRefusesError
 from pipeline.event_fold import EVENTS_READ
 from pipeline.event_text import event_text
 from pipeline.flow.lag import lag_by_partition
@@ -28,6 +28,7 @@ from pipeline.refusals_text import throttle_document
 from pipeline.settings import Settings
 
 EVENTS_SHOWN: Final = 50  # in JSON
+_Answer = TypeVar("_Answer")
 _UNSEEN_SECONDS: Final = 1.0  # how long an ingest process may not have seen a publication
 
 
@@ -40,6 +41,7 @@ class SystemStatus:
     dead_letter_conflicts: int | None = None  # of dead_letters: an eventId that is stored with other content
     events: tuple[ControlEvent, ...] = ()  # oldest first
     runbooks_url: str = ""  # RUNBOOKS_URL
+    unanswered: tuple[tuple[str, str], ...] = ()  # what else the control store did not answer, each with the reason
 
     @property
     def refusals(self) -> Refusals | None:
@@ -70,17 +72,16 @@ class StatusContext:
 
 def read_status(context: StatusContext) -> SystemStatus:
     """Read every source once. Blocks. Does not raise for a source that does not answer: that is in the verdict."""
-    state, events, entries, store_problem = _ask_store(context)
+    state, store_problem, store = _ask_store(context)
     lags, log_problem = _ask_log(context.log)
     letters, database_problem = _ask_database(context, BreakerState.UNKNOWN if state is None else state.breaker)
     at = state.time if state is not None else context.clock.now()
-    outlook = outlook_of(entries, context.settings, at)
-    refusals = _ask_throttle(context) if store_problem is None else None
+    outlook = outlook_of(store.entries, context.settings, at)
     inputs = make_inputs(
         context.settings,
         at=at,
         state=state,
-        controller_age=None if state is None else _controller_age(state, entries),
+        controller_age=None if state is None else _controller_age(state, store.entries),
         outlook=replace(outlook, lag_by_partition=lags),
         store_problem=store_problem,
         log_problem=log_problem,
@@ -88,19 +89,13 @@ def read_status(context: StatusContext) -> SystemStatus:
     if inputs.is_controller_silent and store_problem is None:
         inputs = replace(inputs, ticks_waiting=_ask_queue(context))
     return SystemStatus(
-        replace(inputs, database_problem=database_problem, refusals=refusals),
+        replace(inputs, database_problem=database_problem, refusals=store.refusals),
         dead_letters=None if letters is None else letters.open,
         dead_letter_conflicts=None if letters is None else letters.conflicts,
-        events=events,
+        events=store.events,
         runbooks_url=context.settings.runbooks_url,
+        unanswered=tuple(store.unanswered.items()),
     )
-
-
-def _ask_throttle(context: StatusContext) -> Refusals | None:
-    try:
-        return None if context.throttle is None else context.throttle.reported()
-    except SluiceError:
-        return None
 
 
 def _ask_queue(context: StatusContext) -> int | None:
@@ -131,17 +126,50 @@ def _controller_age(state: ControlState, entries: Sequence[HistoryEntry]) -> flo
     return min(max(0.0, said), since + _UNSEEN_SECONDS)  # published since then
 
 
-_Asked = tuple[ControlState | None, tuple[ControlEvent, ...], Sequence[HistoryEntry], str | None]
+@dataclass
+class _Store:
+    """What the control store answered beside its state. It is asked each question by itself: it may refuse one.
+
+    Once it does not answer at all, it is asked nothing more: each question would take a time-out.
+    """
+
+    context: StatusContext
+    is_away: bool = False
+    unanswered: dict[str, str] = field(default_factory=dict)
+    events: tuple[ControlEvent, ...] = ()
+    entries: Sequence[HistoryEntry] = ()
+    refusals: Refusals | None = None
+
+    def ask_all(self) -> None:
+        """Ask every question."""
+        history, throttle, settings = self.context.history, self.context.throttle, self.context.settings
+        self.events = tuple(self._ask("control events", lambda: self.context.events.last(EVENTS_READ)) or ())
+        if history is not None:
+            entries_max = int(max(settings.refused_seconds, PACE_SECONDS) + FRESH_SECONDS)
+            self.entries = self._ask("history", lambda: history.since("", entries_max=entries_max)) or ()
+        if throttle is not None:
+            self.refusals = self._ask("refused accounts", throttle.reported)
+
+    def _ask(self, what: str, question: Callable[[], _Answer]) -> _Answer | None:
+        if self.is_away:
+            return None
+        try:
+            return question()
+        except SluiceError as error:
+            self.unanswered[what] = str(error)
+            self.is_away = not isinstance(error, StoreRefusesError)
+            return None
 
 
-def _ask_store(context: StatusContext) -> _Asked:
+def _ask_store(context: StatusContext) -> tuple[ControlState | None, str | None, _Store]:
+    """The state, or why it is unknown; and the rest."""
+    state, problem, store = None, None, _Store(context)
     try:
-        state, events = context.store.state(), tuple(context.events.last(EVENTS_READ))
-        entries_max = int(max(context.settings.refused_seconds, PACE_SECONDS) + FRESH_SECONDS)
-        entries = [] if context.history is None else context.history.since("", entries_max=entries_max)
+        state = context.store.state()
     except SluiceError as error:
-        return None, (), [], str(error)
-    return state, events, entries, None
+        problem, store.is_away = str(error), not isinstance(error, StoreRefusesError)
+    store.ask_all()
+    return state, problem, store
 
 
 def _ask_log(log: EventLog) -> tuple[dict[int, int] | None, str | None]:
@@ -188,6 +216,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "deadLetters": status.dead_letters,
         "deadLetterConflicts": status.dead_letter_conflicts,
         "events": events,
+        "unanswered": [{"what": what, "why": why} for what, why in status.unanswered],
         "throttle": None if status.refusals is None else throttle_document(status.refusals),
     }
 

@@ -1,16 +1,27 @@
 """What the terminal reads: every part asked once, none missed where it does not answer."""
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
+
+from pipeline.__main__ import screen
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryServer
-from pipeline.errors import LogUnavailableError, SinkUnavailableError, SluiceError, StoreUnavailableError
+from pipeline.errors import (
+    LogUnavailableError,
+    SinkUnavailableError,
+    SluiceError,
+    StoreRefusesError,
+    StoreUnavailableError,
+)
 from pipeline.flow.refusals import Refusals, Refused
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import Mode, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.ports.dead_letters import DeadLetterCounts
+from pipeline.ports.history import COUNTS, HistoryEntry
 from pipeline.ports.log import PartitionPosition
 from pipeline.status import StatusContext, read_status, status_document
 from support.control import control_settings, memory_rig
@@ -121,3 +132,70 @@ def test_refusals_by_account_are_read_and_unknown_is_not_none() -> None:
     assert [one["account"] for one in status_document(status)["throttle"]["accounts"]] == ["192.0.2.1"]
     server.is_unavailable = True
     assert status_document(read_status(parts))["throttle"] is None
+
+
+class Answers:
+    """One part of the control store, which answers or refuses what it is asked for."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer, self.asked = answer, 0
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        self.asked += 1
+        if isinstance(self.answer, SluiceError):
+            raise self.answer
+        return self.answer
+
+
+ENTRY = HistoryEntry("1-0", 1.0, (0,) * len(COUNTS), {})
+REFUSED = Refusals({"192.0.2.1": {"share": Refused(2, 40)}})
+RIGHTS = StoreRefusesError("the control store (Redis) refuses: NOPERM")
+
+
+@pytest.mark.parametrize("refused", ["state", "control events", "history", "refused accounts"])
+def test_an_answer_that_the_store_refuses_hides_no_other(refused: str) -> None:
+    # Given a store that refuses one of the questions, as to a user without a right
+    clock = ManualClock()
+    rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
+    rig.store.restore([], actor="test")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann@host", why="moving the disk")
+    known = {
+        "state": rig.store.state(),
+        "control events": rig.events.last(10),
+        "history": [ENTRY],
+        "refused accounts": REFUSED,
+    }
+    state, events, history, throttle = (Answers(RIGHTS if what == refused else known[what]) for what in known)
+    parts = StatusContext(
+        rig.settings, clock, cast(Any, SimpleNamespace(state=state)), cast(Any, SimpleNamespace(last=events)),
+        MemoryLog(partitions=1), cast(Any, SimpleNamespace(since=history)),
+        throttle=cast(Any, SimpleNamespace(reported=throttle)),
+    )  # fmt: skip
+    # When the status is read
+    status = read_status(parts)
+    # Then all others were asked and are shown, and the one is named
+    assert [one.asked for one in (state, events, history, throttle)] == [1] * 4
+    assert (status.inputs.store_problem is not None) == (refused == "state")
+    assert (status.inputs.pauses is None) == (refused == "state")
+    assert (status.events == ()) == (refused == "control events")
+    assert (status.refusals is None) == (refused == "refused accounts")
+    document, text = status_document(status), screen(status)
+    if refused == "state":
+        assert document["unanswered"] == []
+    else:
+        assert document["unanswered"] == [{"what": refused, "why": str(RIGHTS)}]
+        assert f"unanswered   {refused}: {RIGHTS}" in text.splitlines()
+
+
+def test_a_store_that_does_not_answer_is_asked_once() -> None:
+    # Given a store that is away, where each question would take a time-out
+    state, other = Answers(StoreUnavailableError("no answer")), Answers(())
+    clock = ManualClock()
+    parts = StatusContext(
+        control_settings("redis://nowhere"), clock, cast(Any, SimpleNamespace(state=state)),
+        cast(Any, SimpleNamespace(last=other)), MemoryLog(partitions=1), cast(Any, SimpleNamespace(since=other)),
+        throttle=cast(Any, SimpleNamespace(reported=other)),
+    )  # fmt: skip
+    status = read_status(parts)
+    assert (status.inputs.store_problem, status.unanswered) == ("no answer", ())
+    assert other.asked == 0
