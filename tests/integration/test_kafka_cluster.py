@@ -306,7 +306,18 @@ def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
     _all_taken_by(logs, accepted)
     eventually(lambda: 3 in _leaders(rig).values(), "broker 3 leads a partition", seconds_max=SECONDS_MAX)
 
-    # When one broker is killed
+    # When brokers are stopped and started again, one after the other, as for an upgrade
+    for broker in (cluster.second, cluster.first):
+        broker.stop(seconds_max=START_SECONDS_MAX)
+        # Then all partitions take events meanwhile (the first one is also the only controller, which makes leaders)
+        if broker is not cluster.first:
+            _all_taken_by(logs, accepted)
+        broker.start(seconds_max=START_SECONDS_MAX)
+        # And after that
+        eventually(lambda: _misses(log, nothing=True), "all replicas are in sync", seconds_max=SECONDS_MAX)
+        _all_taken_by(logs, accepted)
+
+    # When another one is killed
     cluster.others[1].kill()
     # Then its partitions get another leader, and all take events; the missing replica is named
     eventually(lambda: 3 not in _leaders(rig).values(), "other brokers lead its partitions", seconds_max=SECONDS_MAX)
