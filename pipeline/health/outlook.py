@@ -53,13 +53,13 @@ class Lookout:
     def note_entries(self, entries: Sequence[HistoryEntry], *, now: float | None = None) -> None:
         """Add entries of the whole system's history, on the clock of `now`: the newest entry gets the time `now`.
 
-        Without `now`, the times are those of the entries. Times never go back.
+        Without `now`, the newest entry keeps its own time. Times never go back: where the store's clock was set back
+        between two entries, no time passed between them.
         """
         if not entries:
             return
-        newest = entries[-1].at
-        for entry in entries:
-            at = max(self._at, entry.at if now is None else now - max(0.0, newest - entry.at))
+        for entry, at_most in zip(entries, _times(entries, entries[-1].at if now is None else now), strict=True):
+            at = max(self._at, at_most)
             before, self._last = self._last, entry
             flow = None if before is None else _flow(before, entry, at)
             if flow is not None:
@@ -182,6 +182,14 @@ def outlook_of(entries: Sequence[HistoryEntry], settings: Settings, now: float) 
     lookout = Lookout(settings)
     lookout.note_entries(entries)
     return lookout.seen(now)
+
+
+def _times(entries: Sequence[HistoryEntry], newest: float) -> list[float]:
+    """When the entries were written, on a clock that was never set back and shows `newest` at the last one."""
+    times = [newest]
+    for entry, after in zip(reversed(entries[:-1]), reversed(entries), strict=False):
+        times.append(times[-1] - max(0.0, after.at - entry.at))
+    return times[::-1]
 
 
 def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:

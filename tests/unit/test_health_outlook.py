@@ -139,6 +139,26 @@ def test_a_reader_that_runs_on_counts_by_its_own_clock() -> None:
     assert outlook.traffic.admitted == 10.0
 
 
+@pytest.mark.parametrize("back", [0.4, 5.0, 3600.0])
+@pytest.mark.parametrize("now", [None, 500.0], ids=["a reader that looks once", "the first look of one that runs on"])
+def test_a_partition_that_stands_is_seen_though_the_stores_clock_was_set_back(now: float | None, back: float) -> None:
+    # Given a partition that has stood for 40 s, in which the control server's clock was set back
+    entries = [
+        entry(1e9 + second - (back if second >= 20 else 0.0), lags(4, 4, offsets=[5, second]), admitted=10 * second)
+        for second in range(41)
+    ]
+    # When somebody reads the entries at once
+    lookout = Lookout(SETTINGS)
+    lookout.note_entries(entries, now=now)
+    outlook = lookout.seen(entries[-1].at if now is None else now)
+    # Then only the second of the step is missing, and traffic and pace are of the last seconds
+    assert 39.0 <= outlook.no_progress_seconds[0] <= 40.0
+    assert outlook.no_progress_seconds[1] == 0.0
+    assert outlook.drain_rate == 1.0
+    assert outlook.traffic is not None
+    assert outlook.traffic.admitted == 10.0
+
+
 def test_what_one_process_counts_itself_only_counts_where_there_is_no_history() -> None:
     lookout = Lookout(SETTINGS)
     nothing = dict.fromkeys(COUNTS, 0)
