@@ -400,11 +400,11 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
             sys.stderr.write(f"status: {words}\n")
     try:
         settings = Settings.for_commands()
+        log = wiring.make_log(settings)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return _EXIT_UNKNOWN
     storage = wiring.make_storage(settings)
-    log = wiring.make_log(settings)
     store, events = wiring.make_control_store(settings, reads_keys=False), wiring.make_control_events(settings)
     history, throttle = wiring.make_history(settings), wiring.make_throttle(settings)
     waiting = partial(wiring.make_queues(settings).waiting, Queue.CONTROL)

@@ -1,5 +1,6 @@
 """Links to Redis: TLS and Sentinel as redis-py, Celery's transport and Flower all take them; what an error means."""
 
+import re
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -14,6 +15,7 @@ from pipeline.urls import has_redis_tls, query_of, sentinel_url
 NO_CLUSTER: Final = "is a Redis Cluster, which Sluice can't use: its scripts need all keys on one server"
 _CONNECTING: Final = " connecting to "  # part of redis-py's message
 _IN_HANDSHAKE: Final = "Timeout connecting"  # likewise
+_UNKNOWN_OPTION: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 _NO_MORE_CLIENTS: Final = "max number of clients reached"  # redis-py has no class for this answer
 # Errors that a server sends. Some are no ResponseError in redis-py, since they end the connection.
 _ANSWERS: Final = (
@@ -56,7 +58,9 @@ def make_pool(settings: Settings, name: str, **options: Any) -> ConnectionPool:
             if query_of(url):
                 pool.connection_class(**pool.connection_kwargs)  # checks them, and does not connect
         except (TypeError, ValueError) as error:
-            raise SettingsError(f"{name.upper()} has an option that its client does not take: {error}") from error
+            unknown = _UNKNOWN_OPTION.search(str(error))
+            what = f"the option {unknown[1]}, which its client does not take" if unknown else f"a wrong option: {error}"
+            raise SettingsError(f"{name.upper()} has {what}") from error
         return pool
     return sentinel_pool(
         address.master,

@@ -180,11 +180,10 @@ def test_why_the_rate_is_what_it_is(changes: dict[str, Any], why: str) -> None:
 
 
 def test_what_a_part_said_is_said_once() -> None:
-    error = "the control store (Redis) does not answer at REDIS_URL: Error 111 connecting to 127.0.0.1:1. Connection refused."
+    said = "Error 111 connecting to 127.0.0.1:1. Connection refused."
+    error = f"the control store (Redis) does not answer at REDIS_URL: {said}"
     [problem] = judge(replace(HEALTHY, store_problem=error)).problems
-    assert (
-        problem.look_at == "the server of REDIS_URL; it says: Error 111 connecting to 127.0.0.1:1. Connection refused."
-    )
+    assert problem.look_at == f"the server of REDIS_URL; it says: {said}"
     [problem] = judge(replace(HEALTHY, store_problem=str(StoreUnavailableError()))).problems
     assert problem.look_at == "the server of REDIS_URL"
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline import wiring
+from pipeline.__main__ import main as status
 from pipeline.errors import SettingsError, SluiceError
 from pipeline.redis_link import make_pool
 from pipeline.settings import Settings
@@ -96,7 +97,16 @@ def test_an_option_that_no_connection_to_redis_has_is_named(name: str, options: 
     words = str(caught.value)
     assert name.upper() in words
     assert options.partition("=")[0] in words
+    assert "__init__" not in words
     assert PASSWORD not in words
+
+
+def test_status_ends_with_one_line_where_the_event_log_can_not_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EVENT_LOG_URL", f"redis://sluice:{PASSWORD}@{NOBODY}/0?application=x")
+    assert status(["status"]) == 3
+    assert capsys.readouterr().err == "EVENT_LOG_URL has the option application, which its client does not take\n"
 
 
 @pytest.mark.parametrize("path", ["/main", "/0/1", "/-1"])
