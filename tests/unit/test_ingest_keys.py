@@ -23,10 +23,12 @@ from ingest.server import refuse_public
 from pipeline.clock import ManualClock
 from pipeline.control_store.memory import MemoryKeyMirror, MemoryServer
 from pipeline.errors import SettingsError, SinkUnavailableError
+from pipeline.follower import WAIT_SECONDS
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.names import KeyRefusal, ProtocolName
 from pipeline.secrets import hide_secrets
 from pipeline.settings import Settings
+from stack.servers import IDLE_TIMER_HZ
 
 SHOP, SHOP_ID = make_key()
 OTHER, OTHER_ID = make_key()
@@ -251,6 +253,12 @@ def test_the_mirror_is_read_once_for_each_version() -> None:
     reading.reader.note_state(None, 9.0)
     reading.reader.note_unavailable()
     assert (reading.asked, len(reading.taken)) == (0, 2)
+
+
+def test_a_revoked_key_is_refused_within_two_seconds_by_design() -> None:
+    # A process that hears of no control event reads the state after each wait, which Redis ends with its timer, and the
+    # keys right after that (above). The test on real servers allows for a busy machine, and so for a longer wait.
+    assert WAIT_SECONDS + 1 / IDLE_TIMER_HZ <= 1.5
 
 
 @pytest.mark.parametrize("seconds", [-40 * 86_400.0, 40 * 86_400.0])
