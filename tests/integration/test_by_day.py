@@ -119,6 +119,20 @@ def test_every_writer_is_refused_an_id_that_is_stored(sink: PostgresSink, url: s
     assert ask(url, "SELECT count(*) FROM event_ids JOIN log_events USING (event_id, stored_at)") == [(1,)]
 
 
+def test_only_a_batch_with_a_repeat_goes_through_the_staging_table(
+    sink: PostgresSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="pipeline.sink.postgres"):
+        _store(sink, 0, 5)
+        _store(sink, 5, 5)
+        assert "staging table" not in caplog.text
+        values = [record(9), record(10)]
+        assert sink.store(LOG, 0, 10, batch(10, values), before_commit=nothing) == StoreResult(stored=1, repeated=1)
+        assert caplog.text.count("goes through the staging table") == 1
+        _store(sink, 12, 5)
+        assert caplog.text.count("goes through the staging table") == 1
+
+
 def test_an_older_version_stores_nothing_twice(sink: PostgresSink, url: str) -> None:
     # Given the statements with which a worker that does not know days stores a batch, on a connection from before
     _store(sink, 0, 1)
