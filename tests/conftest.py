@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import hypothesis
-import psycopg2
 import pytest
 import redis
 
 from checks.testbed.clocks import SteppableClock, fake_time_library
+from checks.testbed.database import create_database, drop_database
 from checks.testbed.waiting import (
     PATIENT_APPEND_SECONDS,
     PATIENT_CONNECT_SECONDS,
@@ -195,10 +195,16 @@ def own_postgres(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """For the tests of one file, which leave it running: a JVM takes long to start."""
+def kafka_of_the_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with _running(_make_kafka(tmp_path_factory.mktemp("own_kafka"))) as server:
         yield server
+
+
+@pytest.fixture
+def own_kafka(kafka_of_the_file: Server) -> Server:
+    """For the tests of one file, which may freeze and kill it: a JVM takes long to start. Each finds it running."""
+    kafka_of_the_file.ensure_running()
+    return kafka_of_the_file
 
 
 @pytest.fixture
@@ -221,13 +227,8 @@ def clocked_redis(tmp_path: Path, wall_clock: SteppableClock) -> Iterator[Server
 def database_url(postgres: Server) -> Iterator[str]:
     """A fresh, empty database; dropped at the end."""
     name = f"test_{uuid.uuid4().hex}"
-    with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name}")
-        yield postgres.url.rpartition("/")[0] + f"/{name}"
-        with connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    yield create_database(postgres.url, name)
+    drop_database(postgres.url, name)
 
 
 @pytest.fixture(scope="session")
@@ -237,12 +238,8 @@ def day_template(postgres: Server) -> Callable[[], str]:
     @cache
     def of_day(_today: date) -> str:
         name = f"test_{uuid.uuid4().hex}"
-        with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(f"CREATE DATABASE {name}")
         made = Settings(
-            database_url=postgres.url.rpartition("/")[0] + f"/{name}",
+            database_url=create_database(postgres.url, name),
             sink_call_seconds_max=PATIENT_SINK_SECONDS,
             sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
         )
@@ -257,13 +254,8 @@ def day_template(postgres: Server) -> Callable[[], str]:
 def day_database_url(postgres: Server, day_template: Callable[[], str]) -> Iterator[str]:
     """A fresh, migrated database whose events are partitioned by day; dropped at the end."""
     name, template = f"test_{uuid.uuid4().hex}", day_template()
-    with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        yield postgres.url.rpartition("/")[0] + f"/{name}"
-        with connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    yield create_database(postgres.url, name, template)
+    drop_database(postgres.url, name)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from typing import Any
 
 import psycopg2
 
+from checks.testbed.waiting import eventually
+
 
 def ask(database_url: str, sql: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
     """Run one statement, committed at once; its rows, if it has any."""
@@ -14,6 +16,28 @@ def ask(database_url: str, sql: str, parameters: Sequence[Any] | None = None) ->
         with connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return cursor.fetchall() if cursor.description else []
+
+
+def create_database(server_url: str, name: str, template: str = "template1") -> str:
+    """Make a database on a server; its URL. `server_url`: of any other database of it.
+
+    PostgreSQL waits for 5 s until the sessions of the template have ended, which on a busy machine is too short.
+    """
+    _when_unused(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    return f"{server_url.rpartition('/')[0]}/{name}"
+
+
+def drop_database(server_url: str, name: str) -> None:
+    """End the sessions of a database, and drop it. PostgreSQL waits for their ends as `create_database` says."""
+    _when_unused(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def _when_unused(server_url: str, sql: str) -> None:
+    def is_done() -> bool:
+        ask(server_url, sql)
+        return True
+
+    eventually(is_done, sql, passing=(psycopg2.errors.ObjectInUse,))
 
 
 def stored_ids(database_url: str) -> list[str]:

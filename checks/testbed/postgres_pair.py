@@ -15,7 +15,7 @@ from stack.servers.postgres import as_unprivileged_user
 # The standby soon retries its primary, and each server keeps the WAL that the other needs when it comes back. These
 # settings are in the file, since pg_rewind's own start of a killed server reads them there.
 _REPLICATION = "wal_retrieve_retry_interval = 200ms\nwal_keep_size = 1GB\n"
-_JOIN_SECONDS_MAX = 60.0
+_JOIN_SECONDS_MAX = 120.0
 _IN_SYNC = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'"
 
 
@@ -119,9 +119,9 @@ class PostgresPair:
             return False
 
     def promote(self) -> None:
-        """Make the standby the primary. Raises psycopg2.Error, or ServerError if that takes over 30 s."""
-        if ask(_admin_url(self.standby), "SELECT pg_promote(true, 30)") != [(True,)]:
-            raise ServerError("the standby did not become the primary within 30 s")
+        """Make the standby the primary. Raises psycopg2.Error, or ServerError if that takes over 120 s."""
+        if ask(_admin_url(self.standby), "SELECT pg_promote(true, 120)") != [(True,)]:
+            raise ServerError("the standby did not become the primary within 120 s")
         self.primary, self.standby = self.standby, self.primary
 
     def rejoin(self) -> None:

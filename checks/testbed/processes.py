@@ -4,7 +4,6 @@ import base64
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -90,12 +89,20 @@ class Program:
     def thaw(self) -> None:
         thaw_family(psutil.Process(self.pid))
 
+    def ensure_running(self) -> None:
+        """Let a frozen program continue, and start one that was killed, stopped, or has ended."""
+        with self._changing:
+            if self.is_running:
+                self.thaw()
+            else:
+                self.start()
+
     def kill(self) -> None:
         """Send SIGKILL to the main process alone, as the kernel would: its children must notice that themselves."""
         with self._changing:
             self._is_wanted = False
-            os.kill(self.pid, signal.SIGKILL)
-            assert self._process is not None
+            assert self._process is not None, f"{self.name} is not running"
+            self._process.kill()  # nothing where it has just ended by itself
             self._process.wait(WAIT_SECONDS_MAX)
             self._process = None
 
@@ -203,11 +210,16 @@ class System:
         return [self.ingest, self.batches, self.control, self.beat]
 
     def start(self) -> "System":
-        for program in self.programs:
-            program.start()
-        self._stack.enter_context(supervised(self.batches, self.control, self.beat))
-        self.wait(lambda: http_status(f"{self.url}/readyz") == 200, "ingest is ready")
-        self.wait(lambda: self.health()["consumption"] == "running", "consumption runs")
+        """Start, and wait until it is at work. Nothing runs on where that fails."""
+        try:
+            for program in self.programs:
+                program.start()
+            self._stack.enter_context(supervised(self.batches, self.control, self.beat))
+            self.wait(lambda: http_status(f"{self.url}/readyz") == 200, "ingest is ready")
+            self.wait(lambda: self.health()["consumption"] == "running", "consumption runs")
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:

@@ -15,7 +15,7 @@ _REPLICA_OF = "--replicaof"
 def _client(server: Server) -> "redis.Redis":
     """A client without retries."""
     return redis.Redis(
-        host=LOOPBACK, port=server.port, socket_timeout=10, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0)
+        host=LOOPBACK, port=server.port, socket_timeout=30, socket_connect_timeout=30, retry=Retry(NoBackoff(), 0)
     )
 
 
@@ -42,7 +42,7 @@ class RedisPair:
         self.replica.stop()
         self.master.stop()
 
-    def wait_following(self, *, seconds_max: float = 60.0) -> None:
+    def wait_following(self, *, seconds_max: float = 120.0) -> None:
         """Wait until the replica has all its master's data, and receives new data. Raises AssertionError."""
         wait_until(self._is_following, "the replica follows its master", seconds_max=seconds_max)
 

@@ -17,6 +17,7 @@ BUSY_SECONDS: Final = 10.0
 # APPEND_SECONDS_MAX in tests of something else. By default an append may take a second, and then its outcome is
 # unknown: a busy machine may stall for that long.
 PATIENT_APPEND_SECONDS: Final = 15.0
+APPEND_SECONDS_LONGEST: Final = 30.0  # as long as the setting may be, for appends that must be made once
 # The same for SINK_CALL_SECONDS_MAX, by default two seconds.
 PATIENT_SINK_SECONDS: Final = 10.0
 PATIENT_CONNECT_SECONDS: Final = 20  # the same for SINK_CONNECT_SECONDS_MAX
@@ -50,6 +51,24 @@ async def eventually_in_loop(condition: Callable[[], object], *, look_seconds: f
     while not condition():
         assert time.monotonic() < deadline, f"not within {WAIT_SECONDS_MAX:g} s"
         await asyncio.sleep(look_seconds)
+
+
+def while_it_lasts(attempt: Callable[[float], None], seconds: float, *, seconds_max: float = RUN_SECONDS_MAX) -> float:
+    """Attempt what must be done before a time is over, such as that of a lease; returns the time that was enough.
+
+    `attempt` gets the time in seconds, lets something last for so long, and looks at it. If it fails after its time, a
+    busy machine may be the cause: then it is made again with four times as much. A failure within the time counts.
+    """
+    while True:
+        started = time.monotonic()
+        try:
+            attempt(seconds)
+        except AssertionError:
+            if time.monotonic() - started < seconds or 4 * seconds > seconds_max:
+                raise
+            seconds *= 4
+        else:
+            return seconds
 
 
 def least_seconds(what_takes: Callable[[], float], below: float, *, tries_max: int = 30) -> float:

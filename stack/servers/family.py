@@ -21,7 +21,7 @@ def family_of(main: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def freeze_family(main: psutil.Process, *, seconds_max: float = 30.0) -> list[psutil.Process]:
+def freeze_family(main: psutil.Process, *, seconds_max: float = 120.0) -> list[psutil.Process]:
     """SIGSTOP to a process and all its descendants. Returns them when none of their threads runs any more.
 
     A process can start another between the look at its children and its stop. So they are looked up again when it has
@@ -55,7 +55,7 @@ def kill_family(main: psutil.Process) -> list[psutil.Process]:
     Returns them; they may need some time to end.
     """
     try:
-        members = freeze_family(main)
+        members = freeze_family(main, seconds_max=30.0)
     except ServerError:  # as one that waits for a disk
         members = family_of(main)
     for member in members:
@@ -70,7 +70,7 @@ def _resume(members: Iterable[psutil.Process]) -> None:
             member.resume()
 
 
-def wait_stopped(members: Iterable[psutil.Process], *, seconds_max: float = 30.0) -> None:
+def wait_stopped(members: Iterable[psutil.Process], *, seconds_max: float = 120.0) -> None:
     """Wait until each thread of these processes has stopped, after a SIGSTOP.
 
     The kernel gives the signal to one thread, which stops the others when its turn comes. On a busy machine, these
@@ -108,8 +108,12 @@ def runs(process: psutil.Process) -> bool:
 
 def _is_stopped(pid: int) -> bool:
     """Whether no thread of a process runs; a process that has ended counts as stopped."""
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # the process has ended
+        return True
+    for thread in threads:
         with contextlib.suppress(OSError):  # the thread has ended
-            if stat.read_text().rpartition(")")[2].split()[0] not in _STOPPED:
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] not in _STOPPED:
                 return False
     return True

@@ -21,7 +21,7 @@ from stack.servers.server import Server
 
 DATABASE: Final = "sluice"
 _STATUS_LINE: Final = 7  # of postmaster.pid, from 0: starting, stopping, ready or standby
-_ORPHANS_SECONDS_MAX: Final = 10.0
+_ORPHANS_SECONDS_MAX: Final = 60.0
 
 
 def postgres_url(port: int) -> str:

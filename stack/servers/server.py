@@ -43,7 +43,7 @@ class Server:
             raise ServerError(f"{self.name} is not running")
         return self.process.pid
 
-    def start(self, *, seconds_max: float = 120.0) -> "Server":
+    def start(self, *, seconds_max: float = 240.0) -> "Server":
         """Start and wait until the server responds. Raises ServerError with the end of its log."""
         with self.log_path.open("ab") as log:
             log.writelines(f"{line}\n".encode() for line in self.repair())
@@ -89,6 +89,12 @@ class Server:
         """SIGCONT to all processes that `freeze` stopped."""
         if (main := self._main()) is not None:
             thaw_family(main)
+
+    def ensure_running(self) -> None:
+        """Let a frozen server continue, and start one that was killed or has ended. Raises ServerError."""
+        self.thaw()
+        if self.process is None or self.process.poll() is not None:
+            self.start()
 
     def kill(self) -> None:
         """SIGKILL to the main process and all its children. Returns when all have ended."""

@@ -26,7 +26,9 @@ def chromium_path() -> str | None:
 def chromium() -> Iterator[Browser]:
     """A browser that asks nobody but who it is told to."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path(), args=FLAGS, timeout=1000 * WAIT_SECONDS_MAX
+        )
         try:
             yield browser
         finally:

@@ -10,7 +10,13 @@ from typing import Any, Protocol
 import redis
 from kafka import KafkaAdminClient
 
-from checks.testbed.waiting import BUSY_SECONDS, PATIENT_APPEND_SECONDS, WAIT_SECONDS_MAX, eventually
+from checks.testbed.waiting import (
+    APPEND_SECONDS_LONGEST,
+    BUSY_SECONDS,
+    PATIENT_APPEND_SECONDS,
+    WAIT_SECONDS_MAX,
+    eventually,
+)
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
@@ -92,7 +98,7 @@ def log_settings(url: str, **changes: Any) -> Settings:
 
 def patient_log(settings: Settings) -> EventLog:
     """The log of a system, for a test that fills it: a busy machine takes longer than a client would wait."""
-    return wiring.make_log(replace(settings, append_seconds_max=30.0))
+    return wiring.make_log(replace(settings, append_seconds_max=APPEND_SECONDS_LONGEST))
 
 
 @dataclass
@@ -139,7 +145,7 @@ class KafkaRig:
     def wire(self) -> KafkaWire:
         return KafkaWire(
             parse_bootstrap(self.settings.event_log_url),
-            call_seconds_max=5.0,
+            call_seconds_max=60.0,
             clock=SystemClock(),
             security=KafkaSecurity.of(self.settings),
         )
@@ -259,6 +265,6 @@ def read_again(log: EventLog, partition: int) -> list[bytes]:
 
 def must_read(log: EventLog, partition: int, offset: int, *, records_max: int = 1000) -> LogBatch:
     """A batch that must be there."""
-    batch = log.read(partition, offset, records_max=records_max, wait_seconds=5.0)
+    batch = log.read(partition, offset, records_max=records_max, wait_seconds=WAIT_SECONDS_MAX)
     assert batch is not None
     return batch

@@ -56,7 +56,12 @@ class SharedServer:
 
     def running(self) -> Server:
         if self._server is None:
-            self._server = self._make().start()
+            server = self._make()
+            try:
+                self._server = server.start()
+            except BaseException:  # it may run, and not be what it should be
+                server.stop()
+                raise
         return self._server
 
     def stop(self) -> None:

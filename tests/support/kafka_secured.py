@@ -5,6 +5,7 @@ import hashlib
 import os
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ class SecuredKafka(Server):
     sasl_port: int = 0  # without TLS; only SCRAM-SHA-512, and sessions that end
     oauth_port: int = 0  # without TLS; only OAUTHBEARER, with unsigned tokens of the scope SCOPE; sessions end
 
-    def start(self, *, seconds_max: float = 60.0) -> Server:
+    def start(self, *, seconds_max: float = 240.0) -> Server:
         super().start(seconds_max=seconds_max)
         wire = KafkaWire([(LOOPBACK, self.port)], call_seconds_max=5.0, clock=SystemClock())
         for user, mechanism in ((USER, "SCRAM-SHA-256"), (USER, "SCRAM-SHA-512"), (NARROW_USER, "SCRAM-SHA-512")):
-            _add_user(wire, user, PASSWORD, mechanism)
+            eventually(partial(_adds_user, wire, user, mechanism), f"{user} is made", passing=(LogUnavailableError,))
         wire.close()
         eventually(self._knows_its_users, "the brokers know their users")
         return self
@@ -154,11 +155,11 @@ def secured(server: Server, folder: Path) -> SecuredKafka:
     return made
 
 
-def _add_user(wire: KafkaWire, user: str, password: str, mechanism: str) -> None:
-    """AlterUserScramCredentials, for which neither client has a call."""
+def _adds_user(wire: KafkaWire, user: str, mechanism: str) -> bool:
+    """AlterUserScramCredentials, for which neither client has a call; it may come again. Raises LogUnavailableError."""
     number, hash_name = _MECHANISMS[mechanism]
     salt = os.urandom(16)
-    salted = hashlib.pbkdf2_hmac(hash_name, password.encode(), salt, _ITERATIONS)
+    salted = hashlib.pbkdf2_hmac(hash_name, PASSWORD.encode(), salt, _ITERATIONS)
     name = user.encode()
     addition = (
         uint(len(name) + 1)
@@ -177,3 +178,4 @@ def _add_user(wire: KafkaWire, user: str, password: str, mechanism: str) -> None
         error, message = answer.int16(), answer.compact_string()
         answer.tags()
         assert not error, message
+    return True

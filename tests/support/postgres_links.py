@@ -91,10 +91,10 @@ class Pair:
         return url_of_both(self.primary.url, self.standby.port, self.primary.port)
 
     def promote(self) -> None:
-        with contextlib.closing(psycopg2.connect(self.standby.url, connect_timeout=5)) as connection:
+        with contextlib.closing(psycopg2.connect(self.standby.url, connect_timeout=60)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_promote(true, 30)")
+                cursor.execute("SELECT pg_promote(true, 120)")
 
 
 @contextlib.contextmanager

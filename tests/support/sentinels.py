@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import eventually, wait_until
 from stack.servers import LOOPBACK, Server, free_port, redis_binary, redis_server
 
 MASTER = "sluice-log.1"
@@ -19,7 +19,7 @@ WAIT_SECONDS_MAX = 120.0
 
 def client_of(port: int) -> "redis.Redis":
     """A client of one server that asks once."""
-    return redis.Redis(host=LOOPBACK, port=port, protocol=2, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+    return redis.Redis(host=LOOPBACK, port=port, protocol=2, socket_timeout=60, retry=Retry(NoBackoff(), 0))
 
 
 @dataclass
@@ -87,11 +87,11 @@ class Watched:
         """
         before = before or self.await_pair()
         before.kill()
-        self._notice_after(down_seconds)
-        wait_until(
-            lambda: self.master() is not before, "the sentinels promote the replica", seconds_max=WAIT_SECONDS_MAX
-        )
-        self._notice_after(CALM_SECONDS)
+        try:
+            self._notice_after(down_seconds)
+            self._wait_other_master(before, "the sentinels promote the replica")
+        finally:
+            self._notice_after(CALM_SECONDS)
         return self.master()
 
     def _notice_after(self, seconds: float) -> None:
@@ -112,8 +112,11 @@ class Watched:
             return True
 
         wait_until(accepts, "a sentinel begins a failover", seconds_max=WAIT_SECONDS_MAX)
-        wait_until(lambda: self.master() is not before, "the two change roles", seconds_max=WAIT_SECONDS_MAX)
+        self._wait_other_master(before, "the two change roles")
         return self.await_pair()
+
+    def _wait_other_master(self, before: Server, what: str) -> None:
+        eventually(lambda: self.master() is not before, what, passing=(redis.RedisError,))
 
 
 def _state(port: int) -> dict[str, str]:

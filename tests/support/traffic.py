@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import psycopg2
 
-from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 
 
 def event(number: int, *, run: str, event_id: str | None = None) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def stored_ids(database_url: str, run: str) -> Counter[str]:
         return Counter(row[0] for row in c.fetchall())
 
 
-def assert_kept_promises(traffic: Traffic, database_url: str, *, seconds_max: float = 60.0) -> None:
+def assert_kept_promises(traffic: Traffic, database_url: str, *, seconds_max: float = RUN_SECONDS_MAX) -> None:
     """Every acknowledged event is stored exactly once; nothing refused is; nothing that was never sent is.
 
     Waits until all acknowledged ones are there, and then until no more come.

@@ -41,11 +41,12 @@ while True:
 
 
 def _states(pids: list[int]) -> set[str]:
-    return {
-        task.read_text().rpartition(")")[2].split()[0]
-        for pid in pids
-        for task in Path(f"/proc/{pid}/task").glob("*/stat")
-    }
+    states = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for task in list(Path(f"/proc/{pid}/task").iterdir()):
+                states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 def _server(tmp_path: Path, program: str) -> Server:
@@ -128,3 +129,43 @@ def test_where_one_does_not_stop_all_continue(server: Server, monkeypatch: pytes
 
 def _never(*_: object, **__: object) -> None:
     raise ServerError("process 1 has not stopped")
+
+
+def test_a_process_that_ends_during_the_look_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "iterdir", _gone)
+    family.wait_stopped([psutil.Process()], seconds_max=0.0)
+
+
+def _gone(_path: Path) -> Iterator[Path]:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+def test_a_server_is_let_go_on_or_started_again(server: Server) -> None:
+    server.freeze()
+    server.ensure_running()
+    wait_until(lambda: _states([server.pid]) & {"R", "S"}, "it runs")
+    pid = server.pid
+    server.kill()
+    server.ensure_running()
+    assert server.pid != pid
+
+
+def test_a_program_is_let_go_on_or_started_again(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(_BUSY)
+    program = Program("busy", ["busy"], Settings(), tmp_path)
+    program.root = tmp_path
+    program.start()
+    try:
+        program.freeze()
+        program.ensure_running()
+        wait_until(lambda: _states([program.pid]) & {"R", "S"}, "it runs")
+        pid = program.pid
+        program.kill()
+        program.ensure_running()
+        assert program.pid != pid
+        # And where it has just ended by itself, a kill is none
+        psutil.Process(program.pid).kill()
+        wait_until(lambda: not program.is_running, "it has ended")
+        program.kill()
+    finally:
+        program.stop(seconds_max=0.0)
