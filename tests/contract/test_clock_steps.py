@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from checks.testbed.clocks import SteppableClock, SteppedSystemClock
-from checks.testbed.waiting import BUSY_SECONDS
+from checks.testbed.waiting import BUSY_SECONDS, while_it_lasts
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
@@ -101,10 +101,14 @@ def test_a_lease_lasts_no_longer_than_twice_its_time_where_the_clock_is_set_back
 
 def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open(stepped: Stepped) -> None:
     stepped.rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
-    stepped.rig.leases.take(LEASE_PROBE, seconds=1.5)
-    assert stepped.rig.store.state().breaker is BreakerState.HALF_OPEN
+
+    def probing(seconds: float) -> None:
+        stepped.rig.leases.take(LEASE_PROBE, seconds=seconds)
+        assert stepped.rig.store.state().breaker is BreakerState.HALF_OPEN
+
+    seconds = while_it_lasts(probing, 1.5)
     stepped.step(-HOUR)
-    assert eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN) < 3.0
+    assert eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN) < 2 * seconds
 
 
 # --- An override ------------------------------------------------------------------------------------
@@ -113,22 +117,26 @@ def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open
 @both_ways
 def test_an_override_holds_for_its_time_whatever_the_clock_does(slowly_stepped: Stepped, seconds: float) -> None:
     stepped = slowly_stepped
-    # Given an override, and ingest that asks the bucket
-    stepped.publish()
-    stepped.hold(300.0, 2.0)
-    assert stepped.rate() == 300.0
-    # When the clock is stepped
-    stepped.step(seconds)
-    # Then it holds all the same, for everybody who looks, and ends at a time of the clock as it is now
-    assert stepped.rate() == 300.0
-    stepped.publish()
-    state = stepped.rig.store.state()
-    assert state.override is not None
-    assert state.rate is not None
-    assert state.rate.rate == 300.0
-    assert 0.0 < state.override.until - state.time <= 2.0
+
+    def holds(lasts: float) -> None:
+        # Given an override, and ingest that asks the bucket
+        stepped.publish()
+        stepped.hold(300.0, lasts)
+        assert stepped.rate() == 300.0
+        # When the clock is stepped
+        stepped.step(seconds)
+        # Then it holds all the same, for everybody who looks, and ends at a time of the clock as it is now
+        assert stepped.rate() == 300.0
+        stepped.publish()
+        state = stepped.rig.store.state()
+        assert state.override is not None
+        assert state.rate is not None
+        assert state.rate.rate == 300.0
+        assert 0.0 < state.override.until - state.time <= lasts
+
+    lasts = while_it_lasts(holds, 2.0)
     # And no longer
-    assert eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None) < 3.5
+    assert eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None) < lasts + 1.5
     assert stepped.rate() != 300.0
 
 
@@ -357,7 +365,7 @@ def test_a_process_hears_that_its_clock_differs_and_says_so_until_it_agrees(
     follower = ControlFollower(rig.store, SystemClock(), lambda _state: None, reporter=reporter)
     follower.start()
     eventually(lambda: follower.newest is not None)
-    assert codes_and_words() == []
+    eventually(lambda: codes_and_words() == [])
     # When the store's clock is stepped, then it is reported, and no more once it is right again
     stepped.step(seconds)
     eventually(lambda: codes_and_words() == [(AlarmCode.CLOCKS_DIFFER, True)])

@@ -1,9 +1,11 @@
 """The contract of a rate and of bands that an operator set, on Redis and in memory."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from checks.testbed.waiting import while_it_lasts
 from pipeline.clock import SystemClock
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import Bands, Consumption, Override, rate_after_override
@@ -13,13 +15,21 @@ BANDS = Bands(500.0, 50.0, 100, 1000, "ann@host", "a slow disk", 1_700_000_000.5
 
 
 @pytest.fixture(params=["memory", "redis"])
-def rig(request: pytest.FixtureRequest) -> ControlRig:
-    if request.param == "memory":
-        rig = memory_rig(control_settings("redis://nowhere"))
-    else:
-        rig = redis_rig(control_settings(request.getfixturevalue("control_redis").url))
-    rig.store.restore([], actor="controller")
-    return rig
+def make_rig(request: pytest.FixtureRequest) -> Callable[[], ControlRig]:
+    def make() -> ControlRig:
+        if request.param == "memory":
+            rig = memory_rig(control_settings("redis://nowhere"))
+        else:
+            rig = redis_rig(control_settings(request.getfixturevalue("control_redis").url))
+        rig.store.restore([], actor="controller")
+        return rig
+
+    return make
+
+
+@pytest.fixture
+def rig(make_rig: Callable[[], ControlRig]) -> ControlRig:
+    return make_rig()
 
 
 def publish(rig: ControlRig, rate: float = 1000.0, consumption: Consumption | None = None) -> None:
@@ -69,11 +79,20 @@ def test_the_bucket_fills_at_the_overrides_rate(rig: ControlRig) -> None:
     assert rig.bucket.take(needed=1, wanted=1, process="p").rate == 300.0
 
 
-def test_an_override_ends_by_itself_and_whoever_writes_next_says_so(rig: ControlRig) -> None:
+def test_an_override_ends_by_itself_and_whoever_writes_next_says_so(make_rig: Callable[[], ControlRig]) -> None:
+    rig, version = make_rig(), 0
+
+    def held(seconds: float) -> None:
+        nonlocal rig, version
+        rig = make_rig()
+        publish(rig)
+        hold(rig, 300.0, seconds=seconds)
+        grant = rig.bucket.take(needed=1, wanted=1, process="p")
+        assert grant.rate == 300.0
+        version = grant.version
+
     # Given an override of a moment, and nobody who ticks
-    publish(rig)
-    hold(rig, 300.0, seconds=0.15)
-    version = rig.bucket.take(needed=1, wanted=1, process="p").version
+    while_it_lasts(held, 0.15)
     # When its time is up, then nobody reads it any more, before anybody has written
     eventually(lambda: rig.store.state().override is None)
     assert rate(rig) == 1000.0
@@ -129,8 +148,12 @@ def test_the_open_breaker_comes_before_an_override(rig: ControlRig) -> None:
 def test_an_override_that_ended_while_the_breaker_is_open_leaves_the_floor(rig: ControlRig) -> None:
     publish(rig)
     rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
-    hold(rig, 40.0, seconds=0.15)
-    assert rate(rig) == 40.0
+
+    def held(seconds: float) -> None:
+        hold(rig, 40.0, seconds=seconds)
+        assert rate(rig) == 40.0
+
+    while_it_lasts(held, 0.15)
     eventually(lambda: rig.store.state().override is None)
     assert rate(rig) == 100.0
     assert rig.bucket.take(needed=1, wanted=1, process="p").rate == 100.0

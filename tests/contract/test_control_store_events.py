@@ -230,12 +230,12 @@ def test_a_wait_in_vain_ends_with_the_state(rig: ControlRig) -> None:
     assert time.monotonic() - started < BUSY_SECONDS
 
 
-def test_the_wait_and_the_state_are_one_round_trip(control_redis: Server) -> None:
-    # Given the store of a follower
-    store = RedisControlStore(control_settings(control_redis.url))
+def test_the_wait_and_the_state_are_one_round_trip(own_control_redis: Server) -> None:
+    # Given the store of a follower, on a server that nobody else uses or leaves
+    store = RedisControlStore(control_settings(own_control_redis.url))
     position, _ = store.state_after("", wait_seconds=0.01)
     store.state_after(position, wait_seconds=0.01)  # connects
-    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+    with redis.Redis.from_url(own_control_redis.url, decode_responses=True) as client:
 
         def reads() -> int:
             """Requests that the server has read; more than one at a time are one."""

@@ -98,8 +98,9 @@ def test_a_dead_a_frozen_and_a_returned_server(own_control_redis: Server) -> Non
 @pytest.mark.usefixtures("shipped_limits")
 def test_a_wait_is_answered_for_late_by_a_frozen_server(own_control_redis: Server) -> None:
     rig = redis_rig(control_settings(own_control_redis.url))
-    assert _answers(partial(rig.events.wait, "", wait_seconds=0.5))
-    position = rig.events.wait("", wait_seconds=0.5)
+    positions: list[str] = []
+    eventually(lambda: _answers(lambda: positions.append(rig.events.wait("", wait_seconds=0.5))), "it answers")
+    position = positions[-1]
     own_control_redis.freeze()
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError):
@@ -121,8 +122,7 @@ def test_a_waiter_learns_at_once_that_the_server_died(own_control_redis: Server)
     thread = threading.Thread(target=wait)
     thread.start()
     with redis.Redis.from_url(own_control_redis.url) as client:
-        while not client.info("clients")["blocked_clients"]:
-            threading.Event().wait(0.01)
+        eventually(lambda: client.info("clients")["blocked_clients"] > 0, "it waits")
     killed_at = time.monotonic()
     own_control_redis.kill()
     thread.join(WAIT_SECONDS_MAX)

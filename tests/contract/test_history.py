@@ -41,12 +41,12 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     return Rig(RedisHistory(settings), RedisHistory(settings), redis_rig(settings).flush)
 
 
-def test_counts_of_nothing_change_nothing_on_the_server(control_redis: Server) -> None:
-    # Given a process that has counted, and one that is idle
-    settings = control_settings(control_redis.url)
+def test_counts_of_nothing_change_nothing_on_the_server(own_control_redis: Server) -> None:
+    # Given a process that has counted, and one that is idle, on a server that nobody else uses
+    settings = control_settings(own_control_redis.url)
     history = RedisHistory(settings)
     history.add({"admitted": 3}, None)
-    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+    with redis.Redis.from_url(own_control_redis.url, decode_responses=True) as client:
 
         def added() -> int:
             counted: dict[str, dict[str, int]] = client.info("commandstats")
@@ -67,11 +67,11 @@ def test_counts_of_nothing_change_nothing_on_the_server(control_redis: Server) -
     assert all(entry.levels == (0,) * len(LEVEL_COUNTS) for entry in entries)
 
 
-def test_what_was_added_is_read_in_the_same_round_trip(control_redis: Server) -> None:
-    # Given a process that writes each second, and reads what all have written since
-    settings = control_settings(control_redis.url)
+def test_what_was_added_is_read_in_the_same_round_trip(own_control_redis: Server) -> None:
+    # Given a process that writes each second, and reads what all have written since, on a server that nobody else uses
+    settings = control_settings(own_control_redis.url)
     history = RedisHistory(settings)
-    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+    with redis.Redis.from_url(own_control_redis.url, decode_responses=True) as client:
 
         def reads() -> int:
             """Requests that the server has read; more than one at a time are one."""

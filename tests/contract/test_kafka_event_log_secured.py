@@ -16,6 +16,7 @@ from contract.test_event_log import (  # collected here too, on the rig below
     test_several_processes_append_at_once,
 )
 
+from checks.testbed.waiting import APPEND_SECONDS_LONGEST
 from support.event_logs import KafkaRig, log_settings
 from support.kafka_secured import SecuredKafka
 
@@ -36,6 +37,6 @@ __all__ = [
 @pytest.fixture
 def rig(secured_kafka: SecuredKafka) -> Iterator[KafkaRig]:
     settings = secured_kafka.settings()
-    made = KafkaRig(log_settings(settings.pop("event_log_url"), append_seconds_max=10.0, **settings))
+    made = KafkaRig(log_settings(settings.pop("event_log_url"), append_seconds_max=APPEND_SECONDS_LONGEST, **settings))
     yield made
     made.close()

@@ -34,6 +34,7 @@ from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.session import Session
 from support.records import batch, new_log_id, nothing, numbered_batch, record
+from support.sinks import sink_settings
 
 __all__ = [
     "test_a_batch_is_stored_with_its_offset",
@@ -56,7 +57,7 @@ def user_url(database_url: str) -> Iterator[str]:
     name = database_url.rpartition("/")[2]
     ask(database_url, f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
     ask(database_url, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
-    owner, user = Settings(database_url=database_url), database_url.replace("//sluice@", f"//{role}:x@")
+    owner, user = sink_settings(database_url), database_url.replace("//sluice@", f"//{role}:x@")
     migrate(owner)
     assert PostgresSchema(owner).give_rights(user) == f"made the role {role}"
     yield user
@@ -76,7 +77,7 @@ def ids_bench(bench: PostgresBench) -> PostgresBench:
 
 
 def test_what_operators_set_is_kept_and_deleted(user_url: str) -> None:
-    with contextlib.closing(PostgresOperatorStore(Session(Settings(database_url=user_url)))) as store:
+    with contextlib.closing(PostgresOperatorStore(Session(sink_settings(user_url)))) as store:
         for partition in (None, 3):
             store.save_pause(OperatorPause(PauseReason.POISON, "ada", "why", 1.0, partition), {"next": 1})
             store.save_pause(OperatorPause(PauseReason.POISON, "ada", "why", 1.0, partition), {"next": 2})
@@ -101,7 +102,7 @@ def test_what_operators_set_is_kept_and_deleted(user_url: str) -> None:
 
 
 def test_keys_and_limits_of_accounts_are_kept_and_deleted(user_url: str) -> None:
-    with contextlib.closing(PostgresOperatorStore(Session(Settings(database_url=user_url)))) as store:
+    with contextlib.closing(PostgresOperatorStore(Session(sink_settings(user_url)))) as store:
         key = ApiKey("0123abcd", "shop", "0" * 64, (), None, "ada", "why", 1.0)
         store.save_key(key)
         store.save_key(key)
@@ -115,7 +116,7 @@ def test_keys_and_limits_of_accounts_are_kept_and_deleted(user_url: str) -> None
 
 
 def test_the_duties_of_the_controller_and_replays_work(user_url: str) -> None:
-    settings = Settings(database_url=user_url)
+    settings = sink_settings(user_url)
     with contextlib.closing(PostgresSink(settings)) as sink, contextlib.closing(PostgresSink(settings)) as stuck:
         # Dead letters are counted, listed and replayed
         sink.store(LOG, 0, 0, batch(0, [record(0), b"broken"]), before_commit=nothing)
@@ -161,11 +162,11 @@ def test_nothing_else_is_allowed(user_url: str) -> None:
 def test_a_right_that_is_missing_is_named(user_url: str, database_url: str) -> None:
     role = user_url.partition("//")[2].partition(":")[0]
     ask(database_url, f"REVOKE UPDATE ON known_logs FROM {role}")
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as sink:
+    with contextlib.closing(PostgresSink(sink_settings(user_url))) as sink:
         with pytest.raises(SinkMisconfiguredError, match="lacks rights: UPDATE on known_logs"):
             sink.probe()
         # A table that came with a newer migration gets its rights by the next `migrate`
-        assert PostgresSchema(Settings(database_url=database_url)).give_rights(user_url) == f"granted rights to {role}"
+        assert PostgresSchema(sink_settings(database_url)).give_rights(user_url) == f"granted rights to {role}"
         sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
 
 
@@ -173,7 +174,7 @@ def test_the_table_of_marks_is_needed_only_with_log_keep_hours(user_url: str, da
     # Given a user who has own grants, from before there was this table
     role = user_url.partition("//")[2].partition(":")[0]
     ask(database_url, f"REVOKE ALL ON log_marks FROM {role}")
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as sink:
+    with contextlib.closing(PostgresSink(sink_settings(user_url))) as sink:
         sink.store(LOG, 0, 0, numbered_batch(0, 2), before_commit=nothing)
         sink.store(LOG, 0, 2, batch(1, []), before_commit=nothing)  # it is set back
         assert sink.stored_offsets(LOG) == {0: 1}
@@ -183,7 +184,7 @@ def test_the_table_of_marks_is_needed_only_with_log_keep_hours(user_url: str, da
         with pytest.raises(SinkMisconfiguredError, match="lacks rights: SELECT on log_marks, INSERT on log_marks, DEL"):
             sink.probe()
         # And `migrate` grants it
-        PostgresSchema(Settings(database_url=database_url)).give_rights(user_url)
+        PostgresSchema(sink_settings(database_url)).give_rights(user_url)
         sink.probe()
 
 
@@ -191,7 +192,7 @@ def test_the_table_of_marks_is_needed_only_with_log_keep_hours(user_url: str, da
 def owner(database_url: str) -> Iterator[Settings]:
     """The owner's settings of a migrated database; roles that have rights in it afterwards are dropped."""
     before = set(ask(database_url, "SELECT rolname FROM pg_roles"))
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings)
     yield settings
     for (role,) in set(ask(database_url, "SELECT rolname FROM pg_roles")) - before:
@@ -206,7 +207,7 @@ def test_any_name_of_a_user_is_a_name(owner: Settings, name: str) -> None:
     schema = PostgresSchema(owner)
     assert schema.give_rights(user_url) == f"made the role {name}"
     assert schema.give_rights(user_url) == f"granted rights to {name}"
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as sink:
+    with contextlib.closing(PostgresSink(sink_settings(user_url))) as sink:
         sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
 
 
@@ -225,4 +226,4 @@ def test_rights_that_are_not_ones_own_to_grant_are_named(owner: Settings) -> Non
     PostgresSchema(owner).give_rights(user_url)
     ask(owner.database_url, f"CREATE ROLE {other} LOGIN")
     with pytest.raises(SchemaError, match=f"{other} can't get its rights: .* may not grant SELECT on log_events, .*"):
-        PostgresSchema(Settings(database_url=user_url)).give_rights(user_url.replace(role, other))
+        PostgresSchema(sink_settings(user_url)).give_rights(user_url.replace(role, other))

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from checks.soak.content import encoded
 from checks.soak.history import EventNote, HistoryError, HistoryWriter, Outcome, digest, outcome_of, read_histories
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
 from stack.servers import free_port
 
 EVENT = EventNote("c0-1", "abc", True)
@@ -107,12 +105,11 @@ def test_a_killed_client_leaves_what_it_was_about_to_send(tmp_path: Path) -> Non
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + WAIT_SECONDS_MAX
-    while not path.exists() or path.stat().st_size < 20_000:
-        assert time.monotonic() < deadline, "the client writes no history"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(WAIT_SECONDS_MAX)
+    try:
+        eventually(lambda: path.exists() and path.stat().st_size >= 20_000, "the client writes a history")
+    finally:
+        process.kill()
+        process.wait(WAIT_SECONDS_MAX)
     # Then its history can be read, and holds each event that it ever made a request of
     history = read_histories([path])
     first = json.loads(path.read_bytes().split(b"\n", 1)[0])

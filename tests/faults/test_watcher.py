@@ -14,6 +14,7 @@ from checks.soak.history import History
 from checks.soak.rig import Options
 from checks.soak.run import Result, Verdict, _judge
 from checks.soak.watcher import Watcher
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, StoreUnavailableError
 from pipeline.settings import Settings
@@ -31,7 +32,6 @@ RIG = SimpleNamespace(
     ingest_ports=[],
     log_positions=_no_log,
 )
-WAIT_SECONDS_MAX = 5.0
 
 
 class _Store:
