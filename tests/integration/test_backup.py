@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from checks.testbed.database import ask, stored_ids
+from checks.testbed.database import drop_database, stored_ids
 from pipeline import wiring
 from pipeline.drain.report import DrainOutcome
 from pipeline.settings import Settings
@@ -31,7 +31,7 @@ def emptied(database_url: str) -> Iterator[str]:
     url = f"{database_url}_again"
     run("createdb", f"--maintenance-db={database_url}", url.rpartition("/")[2])
     yield url
-    ask(database_url, f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+    drop_database(database_url, url.rpartition("/")[2])
 
 
 def restored(settings: Settings, emptied: str, file: Path) -> Settings:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg2
 import pytest
 
-from checks.testbed.database import ask, stored_ids
+from checks.testbed.database import ask, create_database, drop_database, stored_ids
 from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.errors import SchemaError, SinkUnavailableError
@@ -24,6 +24,7 @@ from pipeline.sink.retention import PostgresRetention
 from pipeline.sink.session import connect
 from stack.servers import Server
 from support.records import batch, new_log_id, nothing, numbered_batch, record
+from support.sinks import sink_settings
 
 LOG: Final = new_log_id()
 STORED: Final = 12
@@ -169,10 +170,7 @@ def test_a_change_that_is_killed_anywhere_goes_on(
     statements, is_done = 0, False
     while not is_done:
         name = f"test_{uuid.uuid4().hex}"
-        ask(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
-        settings = Settings(
-            database_url=postgres.url.rpartition("/")[0] + f"/{name}", sink_call_seconds_max=PATIENT_SINK_SECONDS
-        )
+        settings = sink_settings(create_database(postgres.url, name, template))
         # When it is killed after each of its changes
         with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
             dying = _Dying(cursor, statements)
@@ -190,7 +188,7 @@ def test_a_change_that_is_killed_anywhere_goes_on(
             )
             assert again == StoreResult(repeated=2), statements
         _is_sound(settings.database_url, events=STORED + 2)
-        ask(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(postgres.url, name)
         statements += 1
     assert statements > 12
 
@@ -208,12 +206,14 @@ def test_a_drain_goes_on_while_the_table_changes_over(owner: Settings, sink: Pos
 
     drain = threading.Thread(target=store, daemon=True)
     drain.start()
-    # When the table changes over
-    said = PostgresSchema(owner).partition_by_day()
-    after = offset
-    wait_until(lambda: offset > after + 100, "the drain goes on")
-    ends.set()
-    drain.join(WAIT_SECONDS_MAX)
+    try:
+        # When the table changes over
+        said = PostgresSchema(owner).partition_by_day()
+        after = offset
+        wait_until(lambda: offset > after + 100, "the drain goes on")
+    finally:
+        ends.set()
+        drain.join(WAIT_SECONDS_MAX)
     # Then it stored each event once
     assert said == [BY_DAY]
     _is_sound(database_url, events=len(stored_ids(database_url)))

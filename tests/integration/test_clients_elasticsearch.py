@@ -4,6 +4,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,9 +15,10 @@ import opensearchpy.helpers
 import pytest
 
 from checks.loadgen.proxy import Proxy
-from checks.testbed.wire import get, post, request, send
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX
+from checks.testbed.wire import get, request, send
 from ingest.protocols.elasticsearch import VERSIONS
-from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest
 
 PATIENT: dict[str, Any] = {"chunk_size": 20, "max_retries": 50, "initial_backoff": 0.1, "max_backoff": 1}
 BEGAN = datetime(2026, 11, 26, tzinfo=UTC)
@@ -30,14 +32,16 @@ def edge() -> Iterator[RunningIngest]:
 
 @contextlib.contextmanager
 def elastic(port: int) -> Iterator[elasticsearch.Elasticsearch]:
-    with elasticsearch.Elasticsearch(f"http://127.0.0.1:{port}", basic_auth=("user", "pass")) as client:
+    with elasticsearch.Elasticsearch(
+        f"http://127.0.0.1:{port}", basic_auth=("user", "pass"), request_timeout=WAIT_SECONDS_MAX
+    ) as client:
         yield client
 
 
 @contextlib.contextmanager
 def opensearch(port: int) -> Iterator[opensearchpy.OpenSearch]:
     client = opensearchpy.OpenSearch(
-        [{"host": "127.0.0.1", "port": port}], http_compress=True, http_auth=("user", "pass")
+        [{"host": "127.0.0.1", "port": port}], http_compress=True, http_auth=("user", "pass"), timeout=WAIT_SECONDS_MAX
     )
     try:
         yield client
@@ -129,21 +133,30 @@ def test_a_path_with_an_index_a_query_and_another_method(edge: RunningIngest) ->
 
 @pytest.mark.parametrize("name", ["elasticsearch", "opensearch"])
 def test_all_is_stored_once_through_a_rate_limit_and_a_lost_answer(name: str) -> None:
-    # Given a bucket that is in debt for some seconds, and a connection that is cut after the first documents are stored
-    with running_ingest(rate_min=20, rate_max=20) as limited, cut_once(limited) as proxy:
-        assert post(limited.port, [sample()] * 180).status == 202
-        # When a client sends more than that
+    refused = 'sluice_ingest_protocol_requests_total{protocol="elasticsearch",status="429"}'
+
+    def send(port: int) -> object:
         if name == "elasticsearch":
-            with elastic(proxy.port) as client:
-                result = elasticsearch.helpers.bulk(client, documents("es", 60), **PATIENT)
-        else:
-            with opensearch(proxy.port) as other:
-                result = opensearchpy.helpers.bulk(other, documents("es", 60, "create"), **PATIENT)
+            with elastic(port) as client:
+                return elasticsearch.helpers.bulk(client, documents("es", 60), **PATIENT)
+        with opensearch(port) as other:
+            return opensearchpy.helpers.bulk(other, documents("es", 60, "create"), **PATIENT)
+
+    # Given a bucket in a debt that it pays once a request was refused, and a connection that is cut after the first
+    # documents are stored
+    with running_ingest(rate_min=20, rate_max=20) as limited, cut_once(limited) as proxy:
+        limited.owe(180)
+        # When a client sends
+        with ThreadPoolExecutor(1) as executor:
+            sending = executor.submit(send, proxy.port)
+            eventually(lambda: metric(limited.port, refused) > 0 or sending.done(), "a request is refused")
+            limited.pay()
+            result = sending.result(RUN_SECONDS_MAX)
         # Then everything is stored, and nothing twice
         assert result == (60, [])
         assert proxy.counts.swallowed == 1
         assert sent_by("es", limited) == sent("es", 60)
-        assert metric(limited.port, 'sluice_ingest_protocol_requests_total{protocol="elasticsearch",status="429"}') > 0
+        assert metric(limited.port, refused) > 0
 
 
 @pytest.mark.parametrize("name", ["elasticsearch", "opensearch"])

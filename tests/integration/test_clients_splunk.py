@@ -10,7 +10,7 @@ import requests
 from splunk_handler import SplunkHandler
 
 from checks.loadgen.proxy import Proxy
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import WAIT_SECONDS_MAX, while_it_lasts
 from checks.testbed.wire import get, post, request, send
 from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
 
@@ -67,23 +67,27 @@ def test_events_and_lines_with_every_address(edge: RunningIngest) -> None:
 
 
 def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
-    with running_ingest(rate_min=50, rate_max=50) as limited:
-        # Given a bucket that is in debt, and a connection that is cut once after the events are stored
-        assert post(limited.port, [sample(message="first")] * 250).status == 202
-        proxy = Proxy(limited.port).start()
-        proxy.swallow(b"POST", b"HTTP/1.1 200", times=1)
-        try:
-            # When a program logs
-            with logger_to(proxy.port) as logger:
-                for number in range(100):
-                    logger.warning("event %03d", number)
-            # Then everything is stored, and nothing twice
-            assert [one for one in messages(limited) if one != "first"] == [f"event {n:03}" for n in range(100)]
-            assert proxy.counts.swallowed == 1
-            refused = metric(limited.port, 'sluice_ingest_protocol_requests_total{protocol="splunk",status="503"}')
-            assert refused >= 1
-        finally:
-            proxy.stop()
+    refused = 'sluice_ingest_protocol_requests_total{protocol="splunk",status="503"}'
+
+    def logs_through(seconds: float) -> None:
+        with running_ingest(rate_min=50, rate_max=50) as limited:
+            # Given a bucket that is in debt for a time, and a connection that is cut once after the events are stored
+            assert post(limited.port, [sample(message="first")] * int(50 + 50 * seconds)).status == 202
+            proxy = Proxy(limited.port).start()
+            proxy.swallow(b"POST", b"HTTP/1.1 200", times=1)
+            try:
+                # When a program logs
+                with logger_to(proxy.port) as logger:
+                    for number in range(100):
+                        logger.warning("event %03d", number)
+                # Then everything is stored, and nothing twice
+                assert [one for one in messages(limited) if one != "first"] == [f"event {n:03}" for n in range(100)]
+                assert proxy.counts.swallowed == 1
+                assert metric(limited.port, refused) >= 1
+            finally:
+                proxy.stop()
+
+    while_it_lasts(logs_through, 4.0, seconds_max=16.0)
 
 
 def test_a_restart_of_ingest_loses_and_doubles_nothing() -> None:

@@ -22,12 +22,11 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
 from stack.servers import free_port
 from support.certificates import Authority
 
 CONFIGURATION = ROOT / "deploy" / "compose" / "haproxy.cfg"
-SECONDS_MAX = 60.0
 
 
 class NameServer:
@@ -118,11 +117,11 @@ class Proxy:
         """(status, answer, headers) of one request on a connection of its own."""
         connection: http.client.HTTPConnection
         if tls is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.ports[which], timeout=SECONDS_MAX)
+            connection = http.client.HTTPConnection("127.0.0.1", self.ports[which], timeout=WAIT_SECONDS_MAX)
         else:
             context = ssl.create_default_context(cafile=str(tls))
             connection = http.client.HTTPSConnection(
-                "127.0.0.1", self.ports[which], timeout=SECONDS_MAX, context=context
+                "127.0.0.1", self.ports[which], timeout=WAIT_SECONDS_MAX, context=context
             )
         with contextlib.closing(connection):
             connection.request(method, "/api/logs", body, {"X-Forwarded-For": "198.51.100.7"})
@@ -135,13 +134,14 @@ class Proxy:
         return {told["host"] for status, told, _ in answers if status == 200}
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        with contextlib.suppress(AssertionError):
-            wait_until(condition, "the proxy's servers", seconds_max=SECONDS_MAX)
-        assert condition(), self.log.read_text()
+        try:
+            eventually(condition, "the proxy's servers", passing=(OSError, http.client.HTTPException))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()}") from None
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(SECONDS_MAX)
+        self.process.wait(WAIT_SECONDS_MAX)
 
 
 @pytest.fixture

@@ -165,6 +165,7 @@ def test_the_charting_library_is_the_one_that_was_shipped() -> None:
 def test_a_stream_begins_with_all_and_goes_on_each_second(start: Start) -> None:
     edge = start()
     edge.publish(1000.0, mode=Mode.DEGRADED, lag=20_000)
+    eventually(lambda: get(edge.port, "/api/logs/health").json["consumerLag"] == 20_000, "it is known")
     with Stream(edge.port) as stream:
         assert "content-type: text/event-stream" in stream.head
         assert "cache-control: no-store" in stream.head

@@ -23,6 +23,7 @@ from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import AlarmCode, Mode, PauseReason, ProblemCode
 from support.running_ingest import SAMPLE, RunningIngest, edge_settings, eventually, metric, running_ingest, sample
 
+TRIES = 5
 JSON_TYPE = "application/json"
 LINES_TYPE = "application/x-ndjson"
 ONE = json.dumps(sample()).encode()
@@ -283,9 +284,15 @@ def test_408_for_a_request_that_trickles_in(trickled: bytes) -> None:
 def test_429_tells_when_to_come_back() -> None:
     # Given a rate of ten events a second, and a bucket that is in debt for some seconds
     with running_ingest(rate_min=10, rate_max=10) as edge:
-        assert post(edge.port, [sample()] * 40).status == 202
-        # When the next event comes
-        answer = post(edge.port, [sample()] * 5)
+        taken = 0
+        for _ in range(TRIES):
+            assert post(edge.port, [sample()] * 40).status == 202
+            taken += 40
+            # When the next event comes
+            answer = post(edge.port, [sample()] * 5)
+            if answer.status == 429:
+                break
+            taken += 5  # a machine that stood still has paid the debt meanwhile
         # Then it is told when to come back, and costs nothing
         assert (answer.status, answer.error["code"]) == (429, "rate_limited")
         assert 1 <= int(answer.headers["retry-after"]) <= 7
@@ -296,7 +303,7 @@ def test_429_tells_when_to_come_back() -> None:
         # And after that time it passes
         SystemClock().sleep(int(answer.headers["retry-after"]))
         assert post(edge.port, [sample()] * 5).status == 202
-        assert len(edge.records()) == 45
+        assert len(edge.records()) == taken + 5
 
 
 def test_a_body_above_the_burst_is_one_admission_and_leaves_a_debt() -> None:
@@ -355,16 +362,31 @@ def _send_chunks(wire: Wire, *, mebibytes: int) -> None:
 
 
 def test_an_idle_connection_is_no_slow_request() -> None:
-    with running_ingest(request_seconds_max=2.0) as edge, Wire(edge.port) as wire:
-        whole = request(json.dumps(sample()).encode())
-        for pieces in ([whole], [whole[:-1], whole[-1:]], [whole[:20], whole[20:]]):
-            # Given a request that came at once, or in two pieces, so that its time was counted
-            for piece in pieces:
-                wire.send(piece)
-                SystemClock().sleep(0.05)
-            assert wire.answer().status == 202
-            # When nothing comes for longer than a request may take, the connection is still there
-            SystemClock().sleep(2.2)
+    whole = request(json.dumps(sample()).encode())
+
+    def stays(request_seconds_max: float) -> None:
+        with running_ingest(request_seconds_max=request_seconds_max) as edge, Wire(edge.port) as wire:
+            for pieces in ([whole], [whole[:-1], whole[-1:]], [whole[:20], whole[20:]]):
+                # Given a request that came at once, or in two pieces, so that its time was counted
+                began = time.monotonic()
+                for piece in pieces:
+                    wire.send(piece)
+                    SystemClock().sleep(0.05)
+                status = wire.answer().status
+                seconds.append(time.monotonic() - began)
+                assert status == 202
+                # When nothing comes for longer than a request may take, the connection is still there
+                SystemClock().sleep(1.1 * request_seconds_max)
+
+    seconds: list[float] = []
+    for request_seconds_max in (2.0, 15.0):
+        try:
+            stays(request_seconds_max)
+        except AssertionError:
+            if seconds[-1] < request_seconds_max or request_seconds_max > 2.0:
+                raise
+            continue  # a busy machine has taken longer for a request than it may
+        break
 
 
 def test_a_published_rate_is_followed_within_100_ms() -> None:

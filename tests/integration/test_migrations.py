@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from checks.testbed.database import ask
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
-from pipeline.settings import Settings
 from pipeline.sink.migrate import Migration, migrate, migrations, missing_migrations
 from stack.servers import free_port, postgres_server
+from support.sinks import sink_settings
 from tasks.context import WorkerContext
 from tasks.control import _migrate_once
 
@@ -24,7 +25,7 @@ GOOD = Migration(2, "0002_good.sql", "CREATE TABLE good (id int);")
 
 
 def test_all_are_applied_once(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     assert NAMES[0] == "0001_events.sql"
     assert migrate(settings) == NAMES
     assert migrate(settings) == []
@@ -32,7 +33,7 @@ def test_all_are_applied_once(database_url: str) -> None:
 
 
 def test_the_table_is_the_promised_one(database_url: str) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     columns = ask(
         database_url,
         "SELECT column_name, data_type FROM information_schema.columns"
@@ -57,7 +58,7 @@ def test_the_table_is_the_promised_one(database_url: str) -> None:
 
 def test_a_worker_of_an_older_version_goes_on_beside_each_new_column(database_url: str) -> None:
     # Given a worker of the first version, which makes its staging table LIKE log_events: constraints, and no defaults
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     columns = (
         "event_id, correlation_id, severity, message, source, event_time, received_at, attributes, log_id, "
         "log_partition, log_offset"
@@ -74,10 +75,10 @@ def test_a_worker_of_an_older_version_goes_on_beside_each_new_column(database_ur
 
 
 def test_a_column_of_a_user_stays_as_it_is(database_url: str) -> None:
-    migrate(Settings(database_url=database_url), [one for one in migrations() if one.version < 12])
+    migrate(sink_settings(database_url), [one for one in migrations() if one.version < 12])
     with contextlib.closing(psycopg2.connect(database_url)) as connection, connection, connection.cursor() as cursor:
         cursor.execute("ALTER TABLE log_events ADD COLUMN stored_at text NOT NULL DEFAULT 'mine'")
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     assert ask(
         database_url,
         "SELECT data_type, is_nullable FROM information_schema.columns"
@@ -87,7 +88,7 @@ def test_a_column_of_a_user_stays_as_it_is(database_url: str) -> None:
 
 def _migrate_at_once(database_url: str, start: Any, answers: Any) -> None:
     start.wait(WAIT_SECONDS_MAX)
-    answers.put(migrate(Settings(database_url=database_url), [SLOW, GOOD]))
+    answers.put(migrate(sink_settings(database_url), [SLOW, GOOD]))
 
 
 def test_four_processes_at_once(database_url: str) -> None:
@@ -107,13 +108,13 @@ def test_four_processes_at_once(database_url: str) -> None:
 
 
 def test_a_new_one_follows_those_applied(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     assert migrate(settings, [SLOW]) == [SLOW.name]
     assert migrate(settings, [SLOW, GOOD]) == [GOOD.name]
 
 
 def test_a_changed_one_is_refused(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings, [SLOW, GOOD])
     changed = Migration(1, SLOW.name, SLOW.sql + " ")
     with pytest.raises(SchemaError, match=r"0001_slow\.sql"):
@@ -121,7 +122,7 @@ def test_a_changed_one_is_refused(database_url: str) -> None:
 
 
 def test_a_newer_database_is_refused(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings, [SLOW, GOOD])
     with pytest.raises(SchemaError, match=r"newer.*0002_good\.sql"):
         migrate(settings, [SLOW])
@@ -129,7 +130,7 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
 
 def test_a_failing_one_leaves_nothing_of_itself(database_url: str) -> None:
     # Given a migration whose second statement fails
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     bad = Migration(2, "0002_bad.sql", "CREATE TABLE half (id int); CREATE TABLE half (id int);")
     with pytest.raises(SchemaError, match="half"):
         migrate(settings, [SLOW, bad])
@@ -140,7 +141,7 @@ def test_a_failing_one_leaves_nothing_of_itself(database_url: str) -> None:
 
 def test_a_migration_and_its_record_are_one(database_url: str) -> None:
     # Given a migration that can't be recorded
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     bad = Migration(2, "0002_bad.sql", "CREATE TABLE half (id int); DROP TABLE schema_migrations;")
     with pytest.raises(SchemaError, match="schema_migrations"):
         migrate(settings, [SLOW, bad])
@@ -151,12 +152,12 @@ def test_a_migration_and_its_record_are_one(database_url: str) -> None:
 
 def test_no_server_is_unavailable() -> None:
     with pytest.raises(SinkUnavailableError):
-        migrate(Settings(database_url="postgresql://127.0.0.1:1/none"))
+        migrate(sink_settings("postgresql://127.0.0.1:1/none"))
 
 
 def test_a_migration_that_waits_for_a_table_keeps_nobody_from_it(database_url: str) -> None:
     # Given a table that somebody reads for long, as a dump does, and a migration that changes it
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings, [GOOD])
     change = Migration(3, "0003_change.sql", "ALTER TABLE good ADD COLUMN more int;")
     with contextlib.closing(psycopg2.connect(database_url)) as reader, reader.cursor() as cursor:
@@ -179,7 +180,7 @@ def test_a_migration_that_waits_for_a_table_keeps_nobody_from_it(database_url: s
 
 
 def test_the_lock_is_given_up(database_url: str) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM"
@@ -192,7 +193,7 @@ def test_the_control_loop_of_an_older_version_goes_on_beside_a_newer_schema(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a database that a newer version has brought up to date
-    parts = WorkerContext(Settings(database_url=database_url))
+    parts = WorkerContext(sink_settings(database_url))
     migrate(parts.settings)
     newer = "INSERT INTO schema_migrations (version, name, sha256) VALUES (9999, '9999_newer.sql', 'x')"
     ask(database_url, newer)
@@ -206,12 +207,12 @@ def test_the_control_loop_of_an_older_version_goes_on_beside_a_newer_schema(
 
 def test_a_look_at_the_schema_ends_where_postgresql_is_silent(database_url: str) -> None:
     # Given a schema that lacks the last migrations, and a PostgreSQL that does not say so
-    settings = Settings(database_url=database_url, sink_call_seconds_max=1)
+    settings = sink_settings(database_url)
     migrate(settings, migrations()[:-2])
     with contextlib.closing(psycopg2.connect(database_url)) as holder, holder.cursor() as cursor:
         cursor.execute("LOCK TABLE schema_migrations")
         with ThreadPoolExecutor(max_workers=1) as pool:
-            looking = pool.submit(missing_migrations, settings)
+            looking = pool.submit(missing_migrations, replace(settings, sink_call_seconds_max=1))
             try:
                 # Then whoever looks is no more silent than a drain would be
                 with pytest.raises(SinkUnavailableError):
@@ -227,7 +228,7 @@ def test_a_migration_ends_an_autovacuum_in_its_way(tmp_path: Path) -> None:
     server = postgres_server(tmp_path, free_port(), durable=False)
     server.start()
     try:
-        settings = Settings(database_url=server.url)
+        settings = sink_settings(server.url)
         migrate(settings, [GOOD])
         ask(server.url, "ALTER SYSTEM SET autovacuum_naptime = '1s'")
         ask(
@@ -247,6 +248,6 @@ def test_a_migration_ends_an_autovacuum_in_its_way(tmp_path: Path) -> None:
         ask(server.url, "SELECT pg_reload_conf()")
         # When a migration changes the table / Then PostgreSQL cancels the autovacuum, long before its end
         change = Migration(3, "0003_change.sql", "ALTER TABLE good ADD COLUMN more int;")
-        assert migrate(settings, [GOOD, change], wait_seconds=20) == ["0003_change.sql"]
+        assert migrate(settings, [GOOD, change], wait_seconds=WAIT_SECONDS_MAX) == ["0003_change.sql"]
     finally:
         server.stop()

@@ -11,15 +11,15 @@ from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
 from pipeline.ports.control import OperatorLimit, OperatorPause
 from pipeline.ports.keys import MirroredKeys, mirrored_version
-from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.session import Session
+from support.sinks import sink_settings
 from tasks.sync_keys import sync_keys
 
 
 def test_pauses_are_kept_until_they_are_deleted(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         assert store.load().pauses == []
@@ -48,7 +48,7 @@ def test_pauses_are_kept_until_they_are_deleted(database_url: str) -> None:
 
 
 def test_pauses_of_partitions_are_kept_each_with_what_made_it_stop(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         # Given one of the whole system and two of partitions, one of which could not keep its evidence at first
@@ -72,7 +72,7 @@ def test_pauses_of_partitions_are_kept_each_with_what_made_it_stop(database_url:
 
 
 def test_limits_of_accounts_are_kept_until_they_are_deleted(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         assert store.load().accounts == []
@@ -90,7 +90,7 @@ def test_limits_of_accounts_are_kept_until_they_are_deleted(database_url: str) -
 
 
 def test_api_keys_are_kept_and_each_change_has_a_version_of_its_own(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         versions = [store.keys_version()]
@@ -111,7 +111,7 @@ def test_api_keys_are_kept_and_each_change_has_a_version_of_its_own(database_url
 
 def test_a_mirror_that_an_older_control_worker_wrote_without_levels_is_written_again(database_url: str) -> None:
     # Given keys, and a control worker that knows no levels: its copy has PostgreSQL's version, and no level
-    settings, server = Settings(database_url=database_url), MemoryServer()
+    settings, server = sink_settings(database_url), MemoryServer()
     migrate(settings)
     mirror = MemoryKeyMirror(settings, server)
     plain = ApiKey("00000001", "shop", "a" * 64, (), None, "ada@example", "", 5.25)

@@ -7,6 +7,7 @@ import kombu
 import pytest
 import redis
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from stack.servers import Server
 from tasks.consumer import use_transport
 
@@ -42,7 +43,7 @@ def send(consumer: Any, number: int) -> None:
     """Send a message and take it."""
     connection = consumer.connection
     connection.Producer().publish({"n": number}, routing_key="q", serializer="json")
-    connection.drain_events(timeout=10)
+    connection.drain_events(timeout=WAIT_SECONDS_MAX)
 
 
 def test_a_queue_is_cancelled_although_the_broker_is_read_only(consumer: Any, client: Any) -> None:
@@ -58,7 +59,7 @@ def test_a_broker_without_memory_forgets_no_acknowledgement(consumer: Any, clien
     consumer.connection.Producer().publish({"n": 2}, routing_key="q", serializer="json")
     client.config_set("maxmemory", 1)
     with pytest.raises(redis.OutOfMemoryError):
-        consumer.connection.drain_events(timeout=10)
+        consumer.connection.drain_events(timeout=WAIT_SECONDS_MAX)
     assert taken == [1]
     # Then the acknowledgement of the one before is sent all the same
     consumer.cancel()

@@ -25,10 +25,10 @@ def name() -> str:
 
 
 @pytest.fixture
-def connection(control_redis: Server) -> Iterator[kombu.Connection]:
-    """A connection whose reads of queues wait for long."""
+def connection(own_control_redis: Server) -> Iterator[kombu.Connection]:
+    """A connection whose reads of queues wait for long, to a server on which nobody else waits."""
     use_transport()
-    with kombu.Connection(control_redis.url) as made:
+    with kombu.Connection(own_control_redis.url) as made:
         assert isinstance(made.transport, SluiceTransport)
         made.transport.brpop_timeout = int(LONG_SECONDS)
         yield made
@@ -49,9 +49,9 @@ def blocked(client: Any) -> int:
 
 
 def test_a_channel_that_closes_does_not_wait_for_messages(
-    connection: kombu.Connection, name: str, control_redis: Server
+    connection: kombu.Connection, name: str, own_control_redis: Server
 ) -> None:
-    with redis.Redis.from_url(control_redis.url) as client:
+    with redis.Redis.from_url(own_control_redis.url) as client:
         before = blocked(client)
         channel, _ = consume(connection, name)
         eventually(lambda: blocked(client) == before + 1, "the read waits")
@@ -74,7 +74,7 @@ def test_a_message_ends_the_wait_at_once(connection: kombu.Connection, name: str
 
 
 def test_a_message_that_came_before_the_close_goes_back_into_the_queue(
-    connection: kombu.Connection, name: str, control_redis: Server
+    connection: kombu.Connection, name: str, own_control_redis: Server
 ) -> None:
     # Given a read whose answer waits in the socket
     channel, taken = consume(connection, name)
@@ -84,7 +84,7 @@ def test_a_message_that_came_before_the_close_goes_back_into_the_queue(
     eventually(lambda: bool(reading.can_read(timeout=0)), "it has come")
     # When the channel closes, then the message is not lost
     channel.close()
-    with redis.Redis.from_url(control_redis.url) as client:
+    with redis.Redis.from_url(own_control_redis.url) as client:
         assert client.llen(name) == 1
     assert [message.payload for message in taken] == ["one"]
 

@@ -13,9 +13,9 @@ from checks.testbed.database import ask
 from checks.testbed.processes import ROOT
 from monitoring.schema_table import SchemaTextError, page, prepare
 from monitoring.schema_text import TABLES
-from pipeline.settings import Settings
 from pipeline.sink.rights import RIGHTS
 from stack.servers import Server
+from support.sinks import sink_settings
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def connection(postgres: Server) -> Iterator[Any]:
     name = f"test_{uuid.uuid4().hex}"
     ask(postgres.url, f"CREATE DATABASE {name}")
     url = postgres.url.rpartition("/")[0] + f"/{name}"
-    prepare(Settings(database_url=url))
+    prepare(sink_settings(url))
     with contextlib.closing(psycopg2.connect(url)) as opened:
         yield opened
     ask(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
