@@ -334,7 +334,9 @@ def test_reports_that_wait_for_the_store_are_no_loop_that_hangs(rig: _Rig) -> No
 # --- Clocks that differ -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(3.0, r"[23]\.\d s ahead of"), (-3600.0, r"3,(600|599)\.\d s behind")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(30.0, r"(30|2\d)\.\d s ahead of"), (-3600.0, r"3,(60|59)\d\.\d s behind")]
+)
 def test_a_clock_that_differs_from_the_stores_is_reported_until_it_agrees(seconds: float, words: str) -> None:
     # Given a process that follows, by a clock that is right
     clock = SteppedSystemClock()

@@ -46,9 +46,9 @@ def frame(body: bytes) -> bytes:
 )
 def test_a_listener_that_closes_before_it_answers_may_want_tls_or_sasl(answer: bytes, hint: str) -> None:
     with answering(lambda _: answer) as (address, _):
-        link = KafkaLink(address, NO_SECURITY, CLOCK, CLOCK.monotonic() + 5)
+        link = KafkaLink(address, NO_SECURITY, CLOCK, CLOCK.monotonic() + WAIT_SECONDS_MAX)
         with pytest.raises(ConnectionResetError) as raised:
-            link.ask(METADATA, b"", CLOCK.monotonic() + 5)
+            link.ask(METADATA, b"", CLOCK.monotonic() + WAIT_SECONDS_MAX)
         link.close()
         assert str(raised.value) == f"Kafka closed the connection{hint}"
 
@@ -57,7 +57,7 @@ def test_after_a_malformed_answer_the_next_broker_is_asked() -> None:
     # Given a first broker whose answer about SASL ends after its head
     with answering(frame) as (first, was_first_asked), answering(lambda _: b"") as (second, was_second_asked):
         security = KafkaSecurity(sasl=Sasl("SCRAM-SHA-256", "u", "p"))
-        wire = KafkaWire([first, second], call_seconds_max=5.0, clock=CLOCK, security=security)
+        wire = KafkaWire([first, second], call_seconds_max=WAIT_SECONDS_MAX, clock=CLOCK, security=security)
         with pytest.raises(LogUnavailableError, match="Kafka closed the connection at the first request"):
             wire.topic("t")
         assert was_first_asked.wait(WAIT_SECONDS_MAX)
@@ -68,7 +68,7 @@ def test_after_a_malformed_answer_the_next_broker_is_asked() -> None:
 def test_an_error_code_about_sasl_is_a_refusal_and_no_silence() -> None:
     with answering(lambda correlation: frame(correlation + struct.pack(">hi", 35, 0))) as (address, _):
         security = KafkaSecurity(sasl=Sasl("SCRAM-SHA-256", "u", "p"))
-        wire = KafkaWire([address], call_seconds_max=5.0, clock=CLOCK, security=security)
+        wire = KafkaWire([address], call_seconds_max=WAIT_SECONDS_MAX, clock=CLOCK, security=security)
         with pytest.raises(LogUnavailableError, match=r"\(Kafka\) refuses: SaslHandshake fails with error 35"):
             wire.topic("t")
         wire.close()

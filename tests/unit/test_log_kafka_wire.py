@@ -15,7 +15,7 @@ from pipeline.errors import LogUnavailableError, SettingsError
 from pipeline.log.kafka_topic import parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire
 
-CALL_SECONDS = 0.3
+CALL_SECONDS = 0.5
 
 
 @contextlib.contextmanager
@@ -204,7 +204,7 @@ def test_a_coordinator_that_refuses_is_looked_up_once_for_a_call() -> None:
     old.error = NOT_COORDINATOR
     with contextlib.ExitStack() as stack:
         bootstrap, any_broker.coordinator = (stack.enter_context(listening(broker)) for broker in (any_broker, old))
-        wire = KafkaWire([bootstrap], call_seconds_max=BUSY_SECONDS, clock=SystemClock())
+        wire = KafkaWire([bootstrap], call_seconds_max=WAIT_SECONDS_MAX, clock=SystemClock())
         stack.callback(wire.close)
         # Then a commit fails without more tries, and the next one looks it up again
         for looked_up in (1, 2):
