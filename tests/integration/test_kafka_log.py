@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
 from kafka.errors import KafkaTimeoutError
 
-from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
+from checks.testbed.waiting import APPEND_SECONDS_LONGEST, WAIT_SECONDS_MAX, eventually, while_it_lasts
 from pipeline.errors import (
     LogFullError,
     LogIndeterminateError,
@@ -41,7 +42,7 @@ from support.event_logs import (
 
 @pytest.fixture
 def rig(kafka: Server) -> Iterator[KafkaRig]:
-    made = kafka_log_rig(kafka)
+    made = kafka_log_rig(kafka, append_seconds_max=APPEND_SECONDS_LONGEST)
     yield made
     made.close()
 
@@ -80,7 +81,7 @@ def test_a_topic_that_deletes_unread_events_is_named_with_what_to_do(rig: KafkaR
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, rig.settings.log_topic, configs=TOPIC_CONFIGS)])
     admin.close()
     # Then nothing is wrong any more
-    eventually(lambda: log.identity().faults == (), "the broker says the new configuration")
+    eventually(lambda: recovered(log.identity).faults == (), "the broker says the new configuration")
 
 
 def test_a_topic_that_refuses_the_largest_events_is_named_with_what_to_do(rig: KafkaRig) -> None:
@@ -100,7 +101,7 @@ def test_a_topic_that_refuses_the_largest_events_is_named_with_what_to_do(rig: K
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, rig.settings.log_topic, configs=configs)])
     admin.close()
     # Then nothing is wrong any more, and the largest record is taken
-    eventually(lambda: log.identity().faults == (), "the broker says the new limit")
+    eventually(lambda: recovered(log.identity).faults == (), "the broker says the new limit")
     recovered(lambda: log.append([(0, b"x" * RECORD_BYTES_MAX)]))
 
 
@@ -295,9 +296,16 @@ def test_librdkafka_s_producers_share_a_topic_of_many_partitions(rig: KafkaRig) 
 
 
 def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # (each append that waits for room takes all of its time)
+    while_it_lasts(partial(_refuses_what_has_no_room, rig, monkeypatch), 2.0, seconds_max=10.0)
+
+
+def _refuses_what_has_no_room(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch, append_seconds_max: float) -> None:
     # Given a producer without room
-    rig.settings = replace(rig.settings, append_seconds_max=2.0)
+    topic_name = f"{rig.settings.log_topic}-{append_seconds_max:g}"
+    rig.settings = replace(rig.settings, append_seconds_max=append_seconds_max, log_topic=topic_name)
     log = rig.open()
+    recovered(log.prepare)
     log.append([(0, b"a")])
     producer: Any = python_client(log)
     send = producer.send
