@@ -7,9 +7,9 @@ import pytest
 
 from checks.testbed.database import ask
 from pipeline.__main__ import main as pipeline_main
-from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate, migrations
 from stack.servers import free_port
+from support.sinks import sink_settings
 from tasks import keys
 from tasks.signing import main as signing_main
 
@@ -27,7 +27,7 @@ def test_a_database_without_the_schema_or_with_an_older_one_needs_migrate(
     shell: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for known in ([], [one for one in migrations() if one.name < "0011"]):
-        migrate(Settings(database_url=shell), known)
+        migrate(sink_settings(shell), known)
         assert keys.main(words) == 1
         said = capsys.readouterr()
         assert said.out == ""
@@ -82,7 +82,7 @@ def test_a_user_that_cannot_be_asked_is_named_and_stops_nothing(
     assert pipeline_main(["migrate"]) == 0
     said = capsys.readouterr()
     assert "not checked whether DATABASE_URL names the same database" in said.err
-    assert PostgresSchema(Settings(database_url=shell)).missing() == []
+    assert PostgresSchema(sink_settings(shell)).missing() == []
 
 
 def test_the_keys_of_signed_messages_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

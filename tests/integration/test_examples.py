@@ -26,10 +26,10 @@ from checks.testbed.kits import COLLECTOR, Kit, cache_folder
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.event import RecordedEvent
-from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import free_port
 from support.running_ingest import RunningIngest, eventually, running_ingest
+from support.sinks import sink_settings
 
 EXAMPLES = ROOT / "examples"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -226,7 +226,7 @@ SELECT gen_random_uuid()::text, 'c', %s, 'm', 's', now(), %s, 'l', 0, 0, %s FROM
 @pytest.fixture
 def incident_url(database_url: str) -> str:
     """A minute of 10 INFO/s. Nothing was stored from second 20 to 40; 5 ERROR/s in the first half of that."""
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with contextlib.closing(psycopg2.connect(database_url)) as connection, connection, connection.cursor() as cursor:
         for second in range(-5, 65):
             received = BEGAN + timedelta(seconds=second)

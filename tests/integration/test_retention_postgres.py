@@ -12,7 +12,13 @@ import psycopg2
 import pytest
 
 from checks.testbed.database import ask, stored_ids
-from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import (
+    PATIENT_CONNECT_SECONDS,
+    PATIENT_SINK_SECONDS,
+    WAIT_SECONDS_MAX,
+    eventually,
+    wait_until,
+)
 from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.errors import SchemaError, SinkUnavailableError
@@ -26,6 +32,7 @@ from pipeline.sink.migrate import PostgresSchema, migrate, migrations
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.retention import PostgresRetention
 from support.records import batch, new_log_id, nothing, numbered_batch, record
+from support.sinks import sink_settings
 from tasks import control as tasks_control
 from tasks.app import make_app
 from tasks.context import WorkerContext
@@ -246,6 +253,11 @@ def test_a_deletion_that_is_killed_deletes_nothing_and_the_next_one_all(
     assert retention.delete_events(rows_max=10, since=None)[0] == 4
 
 
+def _probes(sink: PostgresSink) -> bool:
+    sink.probe()
+    return True
+
+
 def test_a_lock_on_the_table_ends_a_step_soon(
     owner: Settings, retention: PostgresRetention, sink: PostgresSink, database_url: str
 ) -> None:
@@ -253,7 +265,7 @@ def test_a_lock_on_the_table_ends_a_step_soon(
     _age(database_url, DAYS + 1)
     with contextlib.closing(psycopg2.connect(database_url)) as locker, locker.cursor() as cursor:
         with contextlib.closing(PostgresSink(dataclasses.replace(owner, sink_call_seconds_max=2.0))) as hasty:
-            hasty.probe()
+            eventually(lambda: _probes(hasty), "it has connected", passing=(SinkUnavailableError,))
             cursor.execute("LOCK TABLE log_events IN SHARE MODE")
             with pytest.raises(SinkUnavailableError, match="lock"):
                 PostgresRetention(hasty.session).delete_events(rows_max=10, since=None)
@@ -270,7 +282,7 @@ def test_sluices_user_deletes_what_expired_and_nothing_else(
     # Given an expired event and a young one
     _store(sink, 0, 2)
     _age(database_url, DAYS + 1, "log_offset = 0")
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as used:
+    with contextlib.closing(PostgresSink(sink_settings(user_url))) as used:
         retention = PostgresRetention(used.session)
         assert retention.facts().may_delete
         assert not retention.facts().is_prepared_at_once
@@ -338,15 +350,15 @@ def test_nobody_else_may_call_the_functions(user_url: str, owner: Settings) -> N
     ask(owner.database_url, f"REVOKE EXECUTE ON FUNCTION delete_expired_events(integer, timestamptz) FROM {role}")
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         ask(user_url, CALL)
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as used:
+    with contextlib.closing(PostgresSink(sink_settings(user_url))) as used:
         assert not PostgresRetention(used.session).facts().may_delete
 
 
 def test_only_the_owner_sets_retention(user_url: str) -> None:
     with pytest.raises(SchemaError, match="MIGRATE_DATABASE_URL of the role that owns the tables"):
-        PostgresSchema(Settings(database_url=user_url)).set_retention(event_days=1, letter_days=None)
+        PostgresSchema(sink_settings(user_url)).set_retention(event_days=1, letter_days=None)
     # But anybody may find that nothing is left to do
-    assert PostgresSchema(Settings(database_url=user_url)).set_retention(event_days=DAYS, letter_days=7) == []
+    assert PostgresSchema(sink_settings(user_url)).set_retention(event_days=DAYS, letter_days=7) == []
 
 
 # --- The migration, and the index -----------------------------------------------------------------------------------
@@ -354,7 +366,7 @@ def test_only_the_owner_sets_retention(user_url: str) -> None:
 
 def test_an_existing_table_is_not_rewritten_and_its_events_count_as_stored_now(database_url: str) -> None:
     # Given a table of an older version, with an event of last year
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings, [migration for migration in migrations() if migration.version < 12])
     ask(
         database_url,
@@ -372,7 +384,7 @@ def test_an_existing_table_is_not_rewritten_and_its_events_count_as_stored_now(d
 
 
 def test_a_users_own_column_of_that_name_is_kept(database_url: str) -> None:
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings, [migration for migration in migrations() if migration.version < 12])
     ask(database_url, "ALTER TABLE log_events ADD COLUMN stored_at timestamptz DEFAULT clock_timestamp()")
     migrate(settings)
@@ -609,7 +621,7 @@ def test_what_is_stored_after_a_set_back_stays_in_the_log(owner: Settings, user_
     _hours_pass(owner, 40)
     assert _below(sink) == {0: 12, 1: 4}
     # When it is set back, and new events are stored there
-    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as operators:
+    with contextlib.closing(PostgresSink(sink_settings(user_url))) as operators:
         operators.store(LOG, 0, 20, batch(8, []), before_commit=nothing)
     assert _below(sink) == {1: 4}
     sink.store(LOG, 0, 8, batch(8, [record(200 + number) for number in range(20)]), before_commit=nothing)

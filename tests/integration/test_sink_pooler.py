@@ -22,6 +22,7 @@ from stack.servers import Server
 from stack.system import SystemFolder
 from support.control import eventually
 from support.records import batch, new_log_id, nothing, record
+from support.sinks import sink_settings
 
 LOG = new_log_id()
 LOCKS = (
@@ -39,7 +40,7 @@ def pool(
         missing("there is no pgbouncer")
         raise AssertionError
     with pooled(program, tmp_path / "pgbouncer", database_url, request.param) as url:
-        yield Settings(database_url=url)
+        yield sink_settings(url)
 
 
 @pytest.mark.parametrize("pool", ["transaction", "statement"], indirect=True)
@@ -52,7 +53,7 @@ def test_a_pool_that_lends_backends_is_refused(pool: Settings, database_url: str
                 call()
     # And nothing stays behind on its backends, so that a start without the pooler works at once
     eventually(lambda: ask(database_url, LOCKS) == [(0,)], seconds_max=30)  # less than a pooler keeps an idle backend
-    assert migrate(Settings(database_url=database_url)) == [one.name for one in migrations()]
+    assert migrate(sink_settings(database_url)) == [one.name for one in migrations()]
 
 
 @pytest.mark.parametrize("pool", ["session"], indirect=True)
@@ -83,7 +84,7 @@ def test_a_start_that_waits_for_a_lock_ends_on_sigterm_at_once(database_url: str
             "from pipeline.settings import Settings; from pipeline.sink.migrate import migrate\n"
             "print('waits', flush=True); migrate(Settings.from_environ())"
         )
-        environ = environ_of(Settings(database_url=database_url))
+        environ = environ_of(sink_settings(database_url))
         with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ, stdout=subprocess.PIPE) as start:
             assert start.stdout is not None
             start.stdout.readline()

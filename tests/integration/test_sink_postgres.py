@@ -27,6 +27,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from support.control import eventually
 from support.records import batch, new_log_id, nothing, numbered_batch, record
+from support.sinks import sink_settings
 
 LOG = new_log_id()
 
@@ -433,7 +434,7 @@ def test_one_connection_and_only_when_needed(sink: PostgresSink, database_url: s
 
 
 def test_a_missing_schema_is_the_servers_fault(database_url: str) -> None:
-    with contextlib.closing(PostgresSink(Settings(database_url=database_url))) as unmigrated:
+    with contextlib.closing(PostgresSink(sink_settings(database_url))) as unmigrated:
         with pytest.raises(SinkUnavailableError, match="stored_offsets"):
             unmigrated.stored_offsets(LOG)
         with pytest.raises(SinkUnavailableError):
@@ -441,7 +442,7 @@ def test_a_missing_schema_is_the_servers_fault(database_url: str) -> None:
 
 
 def test_no_server_is_unavailable() -> None:
-    with contextlib.closing(PostgresSink(Settings(database_url="postgresql://127.0.0.1:1/none"))) as nowhere:
+    with contextlib.closing(PostgresSink(sink_settings("postgresql://127.0.0.1:1/none"))) as nowhere:
         for call in (nowhere.probe, lambda: nowhere.acquire(LOG, 0), lambda: nowhere.stored_offsets(LOG)):
             with pytest.raises(SinkUnavailableError, match="no connection to PostgreSQL"):
                 call()

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from checks.testbed.database import ask
+from checks.testbed.database import ask, drop_database
 from checks.testbed.processes import control_worker
 from checks.testbed.waiting import eventually
 from pipeline import wiring
@@ -22,6 +22,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from stack.servers import Server, free_port
 from support.records import batch, new_log_id, nothing, record
+from support.sinks import sink_settings
 
 LOG = new_log_id()
 
@@ -33,13 +34,13 @@ def _database(server: Server, how: str) -> Iterator[str]:
     try:
         yield server.url.rpartition("/")[0] + f"/{name}"
     finally:
-        ask(server.url, f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(server.url, name)
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_an_encoding_that_cannot_hold_every_text(postgres: Server, encoding: str) -> None:
     with _database(postgres, f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0") as url:
-        settings = Settings(database_url=url)
+        settings = sink_settings(url)
         # Given such a database, it is refused at the start, before a table is made in it
         with pytest.raises(SinkMisconfiguredError, match=f"encoding {encoding}.*ENCODING 'UTF8'"):
             migrate(settings)
@@ -91,7 +92,7 @@ def test_a_control_worker_names_such_a_database_from_its_first_tick(
 )
 def test_a_table_that_was_changed_too_far(database_url: str, change: str, words: str) -> None:
     # Given a table that somebody has changed
-    settings = Settings(database_url=database_url)
+    settings = sink_settings(database_url)
     migrate(settings)
     ask(database_url, f"ALTER TABLE log_events {change}")
     # Then a sink refuses it before it stores anything, and so does a start
@@ -119,9 +120,9 @@ def _name_of(url: str) -> str:
 
 def test_a_user_with_rights_on_the_tables_alone_is_enough(database_url: str) -> None:
     # Given a schema that somebody else has made, and a user who may write its tables
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with _role(database_url, f"r{uuid.uuid4().hex}") as url:
-        settings = Settings(database_url=url)
+        settings = sink_settings(url)
         # Then a start finds nothing to do, and both ways of storing work
         assert migrate(settings) == []
         with contextlib.closing(PostgresSink(settings)) as sink:
@@ -130,28 +131,28 @@ def test_a_user_with_rights_on_the_tables_alone_is_enough(database_url: str) -> 
 
 
 def test_a_user_who_lacks_rights_is_named(database_url: str) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with (
         _role(database_url, f"r{uuid.uuid4().hex}", "SELECT, INSERT") as url,
         pytest.raises(SinkMisconfiguredError, match="lacks rights: UPDATE on stored_offsets"),
     ):
-        migrate(Settings(database_url=url))
+        migrate(sink_settings(url))
 
 
 def test_a_server_that_refuses_the_session_is_one_that_an_operator_must_change(database_url: str) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     missing = database_url.rpartition("/")[0] + f"/no_{uuid.uuid4().hex}"
     with _role(database_url, f"r{uuid.uuid4().hex}") as url:
         ask(database_url, f"ALTER ROLE {_name_of(url)} NOLOGIN")
         # Given a server that answers, and refuses the user or knows no such database
         for refused, words in ((url, "not permitted to log in"), (missing, "does not exist")):
-            with contextlib.closing(PostgresSink(Settings(database_url=refused))) as sink:
+            with contextlib.closing(PostgresSink(sink_settings(refused))) as sink:
                 # Then that is no server that is away, and no row is at fault
                 with pytest.raises(SinkMisconfiguredError, match=words) as caught:
                     sink.probe()
                 assert not caught.value.is_a_row_possible
         # And one that is away is none that refuses
-        away = Settings(database_url=f"postgresql://sluice@127.0.0.1:{free_port()}/sluice")
+        away = sink_settings(f"postgresql://sluice@127.0.0.1:{free_port()}/sluice")
         with contextlib.closing(PostgresSink(away)) as sink, pytest.raises(SinkUnavailableError) as silent:
             sink.probe()
         assert not isinstance(silent.value, SinkMisconfiguredError)
@@ -159,10 +160,10 @@ def test_a_server_that_refuses_the_session_is_one_that_an_operator_must_change(d
 
 def test_what_is_changed_while_a_session_is_open_is_found_by_the_probe(database_url: str) -> None:
     # Given a prober with a session, whose user may write
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with (
         _role(database_url, f"r{uuid.uuid4().hex}") as url,
-        contextlib.closing(PostgresSink(Settings(database_url=url))) as sink,
+        contextlib.closing(PostgresSink(sink_settings(url))) as sink,
     ):
         sink.probe()
         for change, back in (
@@ -178,16 +179,16 @@ def test_what_is_changed_while_a_session_is_open_is_found_by_the_probe(database_
 
 
 def test_a_rule_on_insert_is_refused(database_url: str) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     ask(database_url, "CREATE RULE nothing AS ON INSERT TO log_events WHERE NEW.severity = 'X' DO INSTEAD NOTHING")
     with pytest.raises(SinkMisconfiguredError, match="rule ON INSERT"):
-        migrate(Settings(database_url=database_url))
+        migrate(sink_settings(database_url))
 
 
 def test_missing_fsync_is_named_in_one_line(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     # The tests' server has none
     with caplog.at_level(logging.WARNING):
-        migrate(Settings(database_url=database_url))
+        migrate(sink_settings(database_url))
     assert [line.message for line in caplog.records if "fsync=off" in line.message] == [
         "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)"
     ]
@@ -200,4 +201,4 @@ def test_a_lock_of_another_migration_is_named_and_not_waited_for(database_url: s
     with contextlib.closing(psycopg2.connect(database_url, application_name="left behind")) as connection:
         connection.cursor().execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
         with pytest.raises(SinkUnavailableError, match=r"process \d+ \(left behind, idle in transaction since"):
-            migrate(Settings(database_url=database_url), wait_seconds=0)
+            migrate(sink_settings(database_url), wait_seconds=0)

@@ -19,8 +19,10 @@ from pipeline.ports.control import Alarm
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.sessions import check_sessions, read_limits, session_problem
+from support.sinks import sink_settings
 
-FOUR = Settings(log_partitions=4)  # 6 processes for batches, 2 for control, 3 for moments
+# 6 processes for batches, 2 for control, 3 for moments
+FOUR = sink_settings("postgresql://of-each-test", log_partitions=4)
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ def _user(database_url: str, limit: int) -> Iterator[str]:
 
 
 def test_limits_of_user_and_database(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with _user(database_url, 7) as url:
         settings, name = replace(FOUR, database_url=url), read_limits(replace(FOUR, database_url=url)).user
         # Given a user that may have fewer sessions than the processes have
@@ -64,10 +66,10 @@ def test_max_connections_and_what_is_reserved(database_url: str) -> None:
         database_url,
         "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int",
     )
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with _user(database_url, -1) as url:
         free = most - reserved
-        fitting = Settings(database_url=url, log_partitions=256, drains_max=free - 2 - 2 - 3)
+        fitting = sink_settings(url, log_partitions=256, drains_max=free - 2 - 2 - 3)
         assert session_problem(fitting, own_processes=0) is None
         # With more drains than that, the server's own limit is named
         many = replace(fitting, drains_max=free)
@@ -77,11 +79,11 @@ def test_max_connections_and_what_is_reserved(database_url: str) -> None:
         # A worker with more processes than its settings need counts with all of them
         assert session_problem(fitting, own_processes=free) is not None
     # A superuser has the reserved ones too
-    assert read_limits(Settings(database_url=database_url)).allowed == most
+    assert read_limits(sink_settings(database_url)).allowed == most
 
 
 def test_a_worker_for_batches_does_not_start(settings: Settings, database_url: str, tmp_path: Path) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     with _user(database_url, 7) as url:
         few = replace(settings, database_url=url, log_partitions=4)
         worker = batches_worker(few, tmp_path).start()
@@ -96,7 +98,7 @@ def test_a_worker_for_batches_does_not_start(settings: Settings, database_url: s
 
 
 def test_the_control_worker_starts_and_names_it(settings: Settings, database_url: str, tmp_path: Path) -> None:
-    migrate(Settings(database_url=database_url))
+    migrate(sink_settings(database_url))
     store, found = wiring.make_control_store(settings), list[Alarm]()
 
     def is_named() -> bool:
