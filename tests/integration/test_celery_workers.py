@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from tasks.remote_client import user_at_host
 from tasks.standstill import Workers
 
 FREEZES_MAX = 3
+TICKS_MAX = 16
 
 
 @dataclass
@@ -138,10 +138,16 @@ def rig(started: Rig) -> Iterator[Rig]:
     started.append(10)
     started.wait_stored()
     yield started
+    # However the test ended, the next one finds all of it running
+    for one in (started.postgres, started.control_redis, started.batches, started.control, started.beat):
+        one.ensure_running()
+    if started.reasons() == [PauseReason.OPERATOR]:
+        started.app.control.broadcast("resume_consumption", {"words": ["the test has ended"]})
     started.wait_running()
     started.wait_stored()
     # No pause, outage or long task is taken for a worker that takes nothing.
-    assert sum(map(started.remedies_said, (started.batches, started.control))) == started.remedies
+    expected, started.remedies = started.remedies, sum(map(started.remedies_said, (started.batches, started.control)))
+    assert started.remedies == expected
 
 
 def test_an_event_is_stored_soon_after_its_append(rig: Rig) -> None:
@@ -226,10 +232,12 @@ def test_a_frozen_postgres_opens_the_breaker_and_a_thawed_one_closes_it(rig: Rig
     # And all of it recovers without a hand
     rig.wait_running()
     rig.wait_stored()
-    state = rig.state()
-    assert state is not None
-    assert state.rate is not None
-    assert state.rate.rate == rig.settings.rate_max
+    rig.wait(
+        lambda: (
+            (state := rig.state()) is not None and state.rate is not None and state.rate.rate == rig.settings.rate_max
+        ),
+        "the whole rate again",
+    )
     kinds = [event.kind for event in rig.events.last(50)]
     assert ControlEventKind.BREAKER_OPENED in kinds
     assert ControlEventKind.BREAKER_CLOSED in kinds
@@ -237,10 +245,12 @@ def test_a_frozen_postgres_opens_the_breaker_and_a_thawed_one_closes_it(rig: Rig
 
 def test_a_killed_postgres_recovers(rig: Rig) -> None:
     rig.postgres.kill()
-    rig.append(500)
-    rig.wait(lambda: rig.reasons() == [PauseReason.BREAKER], "the breaker opens")
-    rig.append(500)
-    rig.postgres.start()
+    try:
+        rig.append(500)
+        rig.wait(lambda: rig.reasons() == [PauseReason.BREAKER], "the breaker opens")
+        rig.append(500)
+    finally:
+        rig.postgres.start()
     rig.wait_running()
     rig.wait_stored()
 
@@ -252,14 +262,12 @@ def test_a_broker_that_was_away_costs_nothing(rig: Rig, how: str) -> None:
         rig.control_redis.kill()
     else:
         rig.control_redis.freeze()
-    rig.append(300)
-    stored = rig.stored()
-    assert _stays(lambda: rig.stored() == stored, seconds=3), "committed without raising the lowest offset first"
-    # When it is back
-    if how == "killed":
-        rig.control_redis.start()
-    else:
-        rig.control_redis.thaw()
+    try:
+        rig.append(300)
+        stored = rig.stored()
+        assert _stays(lambda: rig.stored() == stored, seconds=3), "committed without raising the lowest offset first"
+    finally:  # When it is back
+        rig.control_redis.ensure_running()
     # Then the same workers go on
     rig.wait_stored()
     rig.append(300)
@@ -268,7 +276,9 @@ def test_a_broker_that_was_away_costs_nothing(rig: Rig, how: str) -> None:
 
 def test_a_killed_child_and_a_killed_parent_lose_nothing(rig: Rig) -> None:
     rig.append(20_000)
-    os.kill(rig.batches.children()[0].pid, signal.SIGKILL)
+    rig.wait(lambda: bool(rig.batches.children()), "a child runs")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rig.batches.children()[0].kill()
     rig.wait_stored()
     rig.append(20_000)
     rig.batches.kill()
@@ -290,7 +300,8 @@ def _kinds_while_frozen(rig: Rig) -> list[ControlEventKind]:
     before = {event.id for event in rig.events.last(1000)}
     frozen = rig.batches.children()[: rig.settings.log_partitions]
     for child in frozen:
-        child.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.suspend()
     try:
         # Then regulate ends their backends, and others store what they held
         rig.append(1_000)
@@ -355,18 +366,19 @@ def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
         first_version = _version(rig)
         wait_until(lambda: _version(rig) != first_version, "a tick")
         # Then ticks still come once a period. Two Beats without a lease would need half of it; one tick may be late.
+        # (on a busy machine the first of them may have taken long: then those after it count)
         times: list[float] = []
-        while len(times) < 4:
+
+        def come_once_a_period() -> bool:
             state = rig.state()
-            assert state is not None
-            assert state.rate is not None
-            if state.rate.published_at not in times:
+            if state is not None and state.rate is not None and state.rate.published_at not in times:
                 times.append(state.rate.published_at)
-            time.sleep(0.02)  # noqa: TID251
+            return len(times) > 3 and times[-1] - times[-4] > 0.6 * 3 * rig.settings.regulate_seconds
+
+        rig.wait(lambda: come_once_a_period() or len(times) == TICKS_MAX, "ticks come")
+        assert come_once_a_period(), times
     finally:
         second.stop()
-    periods = (times[-1] - times[0]) / rig.settings.regulate_seconds
-    assert periods > 0.6 * (len(times) - 1), times
 
 
 def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:

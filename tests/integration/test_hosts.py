@@ -179,10 +179,15 @@ def _start_programs(site: Site, base: Settings, folder: Path, stack: contextlib.
 
 
 @pytest.fixture
-def site(running: Site) -> Site:
-    """All hosts connected, with the right clocks, and healthy."""
+def site(running: Site) -> Iterator[Site]:
+    """All hosts connected, with the right clocks, and healthy; however the test ends, they are connected again."""
     running.wait_healthy()
-    return running
+    yield running
+    for host in running.hosts.values():
+        for network in host.addresses:
+            host.heal(network)
+    for clock in running.clocks.values():
+        clock.step(-clock.seconds)
 
 
 def test_the_rate_holds_for_all_ingest_hosts_together(site: Site) -> None:

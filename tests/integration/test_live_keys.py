@@ -318,12 +318,14 @@ def test_a_revoked_key_is_refused_on_an_open_connection_and_a_flush_loses_none(e
         edge.keys.revoke(["0000000b"])
         eventually(lambda: status() == 401, "it is revoked")
     edge.control.flush()
-    edge.publish(1e6)
-    eventually(
-        lambda: (one := edge.service.follower.newest) is not None and one.state.keys_version is None, "it is read"
-    )
-    assert post(edge.port, BODY, headers=BEARER).status == 202
-    edge.keys.replace(KEYS, "one", instead_of=None)
+    try:
+        edge.publish(1e6)
+        eventually(
+            lambda: (one := edge.service.follower.newest) is not None and one.state.keys_version is None, "it is read"
+        )
+        assert post(edge.port, BODY, headers=BEARER).status == 202
+    finally:
+        edge.keys.replace(KEYS, "one", instead_of=None)
 
 
 def test_many_keys_are_prepared_outside_the_event_loop(edge: RunningIngest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +444,8 @@ def test_keys_come_and_go_while_requests_flow_and_servers_fail(rig: Rig) -> None
             refused_at = time.monotonic()
             wait_until(lambda: len(sender.since(refused_at)) > 20, "requests flow")
             assert set(sender.since(refused_at)) == {401}
-            assert refused_at - revoked_at < 2 + BUSY_SECONDS
+            last_taken_at = max(when for when, status in sender.answers if status == 202)
+            assert last_taken_at - revoked_at < 2 + BUSY_SECONDS
             assert kept.since(revoked_at)[-1] == 202
         finally:
             rig.postgres.start()

@@ -40,6 +40,9 @@ def watched(shared: Watched) -> Watched:
     for server in shared.servers.values():
         if server.process is None:
             shared.bring_back(server)
+        with client_of(server.port) as client:  # as a test that has failed may have left them
+            client.config_set("masteruser", "")
+            client.config_set("masterauth", "")
     shared.await_pair()
     return shared
 

@@ -81,7 +81,7 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("remote")
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(own_servers(folder))
@@ -102,6 +102,26 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         wait_until(lambda: " ready." in second.log(), "the second control worker")
         wait_until(found.is_restored, "the loop ticks")
         yield found
+
+
+@pytest.fixture
+def rig(started: Rig) -> Iterator[Rig]:
+    """The running rig; the next test finds it running and with nothing set, however this one ended."""
+    yield started
+    for server in (started.postgres, started.control_redis):
+        server.ensure_running()
+    for program in started.system.programs:
+        program.ensure_running()
+    wait_until(started.is_restored, "restored")
+    state = started.state()
+    if state.pauses:
+        started.celery("control", "resume_consumption")
+    if state.override is not None:
+        started.celery("control", "clear_rate_limit")
+    if state.bands is not None:
+        started.celery("control", "reset_bands")
+    for account in state.accounts or ():
+        started.celery("control", "clear_account_limit", account)
 
 
 def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Rig) -> None:
