@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from checks.testbed.processes import System
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from support.archive import committed_events
 from support.traffic import Traffic, stored_ids
@@ -49,7 +49,7 @@ def test_each_accepted_event_is_in_the_archive_once_although_a_worker_is_killed(
             wait_until(lambda: len(traffic.outcomes.acked) >= before + 200, "200 more events")
         outcomes = traffic.outcomes
         # Then each accepted event is there once, no refused one is, and PostgreSQL has none of them
-        system.wait(lambda: outcomes.acked <= archived().keys(), "all accepted events", seconds_max=90)
+        system.wait(lambda: outcomes.acked <= archived().keys(), "all accepted events", seconds_max=RUN_SECONDS_MAX)
         stored = archived()
         assert [name for name, count in stored.items() if count != 1] == []
         assert stored.keys() <= outcomes.acked | outcomes.indeterminate

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from checks.testbed.waiting import APPEND_SECONDS_LONGEST
 from pipeline.errors import (
     LogFullError,
     LogGapError,
@@ -38,7 +39,7 @@ from support.ticks import tick
 
 @pytest.fixture
 def rig(log_redis: Server) -> Iterator[RedisRig]:
-    made = redis_log_rig(log_redis)
+    made = redis_log_rig(log_redis, append_seconds_max=APPEND_SECONDS_LONGEST)
     yield made
     made.close()
 

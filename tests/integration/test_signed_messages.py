@@ -173,11 +173,15 @@ def _pongs(settings: Settings) -> int:
 
 def _commands(listening: Any) -> list[str]:
     """The commands that were published."""
-    found = []
-    while (message := listening.get_message(timeout=1.0)) is not None:
-        if message["type"] == "message":
-            found.append(message["data"])
-    assert found
+    found: list[str] = []
+
+    def are_found() -> bool:
+        while (message := listening.get_message(timeout=1.0)) is not None:
+            if message["type"] == "message":
+                found.append(message["data"])
+        return bool(found)
+
+    wait_until(are_found, "the commands arrive")
     return found
 
 
