@@ -69,6 +69,8 @@ def test_an_error_code_about_sasl_is_a_refusal_and_no_silence() -> None:
     with answering(lambda correlation: frame(correlation + struct.pack(">hi", 35, 0))) as (address, _):
         security = KafkaSecurity(sasl=Sasl("SCRAM-SHA-256", "u", "p"))
         wire = KafkaWire([address], call_seconds_max=WAIT_SECONDS_MAX, clock=CLOCK, security=security)
-        with pytest.raises(LogUnavailableError, match=r"\(Kafka\) refuses: SaslHandshake fails with error 35"):
+        with pytest.raises(
+            LogUnavailableError, match=r"refuses at EVENT_LOG_URL: broker .*: SaslHandshake fails with error 35"
+        ):
             wire.topic("t")
         wire.close()
