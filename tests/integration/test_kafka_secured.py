@@ -16,6 +16,7 @@ from checks.testbed.processes import ROOT, Program, http_status, ingest
 from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually, wait_until
 from pipeline.errors import LogMisconfiguredError, LogPartialError, LogUnavailableError, SettingsError
 from pipeline.log.kafka import KafkaLog
+from pipeline.log.kafka_producer import Producer, ProducerError
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import LOOPBACK
@@ -94,6 +95,37 @@ def test_a_user_with_the_documented_rights_needs_no_others(
     # (the broker learns of rights from the controller, a moment later)
     eventually(log.identity, "the user sees the topic", passing=(LogMisconfiguredError, LogUnavailableError))
     works(log)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("wrong", ["authority", "name"])
+def test_a_producer_sends_nothing_to_a_broker_that_it_can_not_verify(
+    opened: Any, secured_kafka: SecuredKafka, tmp_path: Path, client: str, wrong: str
+) -> None:
+    # (The other tests of what is refused are of the wire client, which asks first.) Given a topic, and two producers
+    right = opened(kafka_client=client)
+    works(right)
+    if wrong == "authority":
+        changes = {"kafka_ca_file": str(Authority(tmp_path, "other").ca)}
+    else:
+        changes = {"event_log_url": f"kafka+ssl://localhost:{secured_kafka.sasl_tls_port}"}
+    doubting = opened(kafka_client=client, **changes)._new_producer()
+    trusting = right._new_producer()
+
+    def knows_topic(producer: Producer) -> bool:
+        try:
+            return bool(producer.partitions_for(right._settings.log_topic, 0.5))
+        except ProducerError:
+            return False
+
+    try:
+        # When the one that has the right settings is connected, which began after the other
+        eventually(lambda: knows_topic(trusting), "it is connected")
+        # Then the other one still is not
+        assert not any(knows_topic(doubting) for _ in range(5))
+    finally:
+        doubting.close(1.0)
+        trusting.close(1.0)
 
 
 def test_a_connection_is_replaced_before_its_session_ends(opened: Any, secured_kafka: SecuredKafka) -> None:
