@@ -151,7 +151,7 @@ class Recorder:
 
     def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:
         """Add the counts and, if this process writes the entries, a sample of the system. Returns the sample."""
-        self._lookout.note_own(counts, seconds, self._clock.monotonic())
+        self._lookout.note_own(counts, seconds, self._clock.monotonic(), sample.get("rate"))
         seen = self._add(counts, sample)
         now = self._clock.monotonic()
         if self._is_unavailable and seen is not None:

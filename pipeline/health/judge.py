@@ -460,7 +460,14 @@ def _is_at_its_limit(inputs: HealthInputs, traffic: Traffic) -> bool:
     is_whole = inputs.breaker is BreakerState.CLOSED and inputs.store_problem is None
     has_bucket = not inputs.is_bucket_unavailable and not _reporters(inputs, ProblemCode.BUCKET_UNAVAILABLE)
     is_by_policy = inputs.override is None and inputs.mode is Mode.NORMAL and has_bucket
-    return is_whole and is_by_policy and traffic.unavailable_share <= _MOST and not _limits_of_accounts(inputs, traffic)
+    is_of_now = traffic.unavailable_share <= _MOST and _lower_rate(inputs, traffic) is None
+    return is_whole and is_by_policy and is_of_now and not _limits_of_accounts(inputs, traffic)
+
+
+def _lower_rate(inputs: HealthInputs, traffic: Traffic) -> float | None:
+    """The lowest rate at which events were refused, if most were refused at rates that were lower than now."""
+    lower = {rate: events for rate, events in traffic.refused_at.items() if rate < _FULL * (inputs.rate or 0.0)}
+    return min(lower) if sum(lower.values()) > _MOST * sum(traffic.refused_at.values()) else None
 
 
 def _limits_of_accounts(inputs: HealthInputs, traffic: Traffic) -> bool:
@@ -508,7 +515,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
             "whether the limits are meant: `celery -A tasks.app inspect account_limits` shows them, ACCOUNT_LIMITS and "
             "`celery -A tasks.app control set_account_limit` change them",
         )
-    return _why_limited(inputs)
+    return _why_limited(inputs, traffic)
 
 
 def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
@@ -528,7 +535,7 @@ def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
     return "ingest was unavailable (503)", "the event log, and the limits of ingest: the code of each 503 says which"
 
 
-def _why_limited(inputs: HealthInputs) -> tuple[str, str]:
+def _why_limited(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
     rate = "" if inputs.rate is None else f" at {rate_text(inputs.rate)}"
     if inputs.override is not None:
         held = inputs.override
@@ -542,6 +549,13 @@ def _why_limited(inputs: HealthInputs) -> tuple[str, str]:
         if inputs.is_controller_silent:
             return f"the controller is silent, and the rate falls{rate}", "why the controller is silent"
         return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
+    lower = _lower_rate(inputs, traffic)
+    if lower is not None and inputs.rate is not None:
+        return (
+            f"most of it while the rate was lower, down to {rate_text(lower)}; it is {rate_text(inputs.rate)} now",
+            "nothing, if the share falls; what lowered the rate: `celery -A tasks.app inspect sluice` lists the last "
+            "changes",
+        )
     limit = "" if inputs.rate is None else f" of {rate_text(inputs.rate)}"
     return f"clients offer more than the rate{limit}", f"{inputs.explanation.look_at}{_hold_back(inputs)}"
 

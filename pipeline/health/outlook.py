@@ -25,6 +25,7 @@ class _Flow:
     at: float
     seconds: float
     counts: Mapping[str, float]
+    rate: float | None  # events/s that was admitted then, as the process saw it that wrote the entry
 
 
 class Lookout:
@@ -71,9 +72,9 @@ class Lookout:
                 self._protocols.append((at, totals))
             self.note_sample(entry.sample, at)
 
-    def note_own(self, counts: Mapping[str, int], seconds: float, now: float) -> None:
-        """Add this process' own counts; they are used only if there is no history."""
-        self._own_flows.append(_Flow(now, seconds, counts))
+    def note_own(self, counts: Mapping[str, int], seconds: float, now: float, rate: float | None = None) -> None:
+        """Add this process' own counts, and the rate that held; they are used only if there is no history."""
+        self._own_flows.append(_Flow(now, seconds, counts, rate))
 
     def note_sample(self, sample: Mapping[str, Any], at: float) -> None:
         """Add a sample of how far the log was consumed, according to the log."""
@@ -128,6 +129,7 @@ class Lookout:
             refused_share=refused / offered if offered else 0.0,
             unavailable_share=_sum(counted, "unavailable") / answers if answers else 0.0,
             share_seconds=self._refused_seconds,
+            refused_at=_refused_at(counted),
             levels=self._traffic_by_level(now) if is_known else {},
             protocols=self._traffic_by_protocol(now) if is_known else {},
         )
@@ -200,7 +202,7 @@ def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:
     growth = [new - old for old, new in zip(before.counts, entry.counts, strict=True)]
     if not 0 < seconds <= GAP_SECONDS or min(growth) < 0:
         return None
-    return _Flow(at, seconds, dict(zip(COUNTS, growth, strict=True)))
+    return _Flow(at, seconds, dict(zip(COUNTS, growth, strict=True)), entry.sample.get("rate"))
 
 
 def _pace(consumed: Sequence[tuple[float, int]]) -> float | None:
@@ -212,3 +214,12 @@ def _pace(consumed: Sequence[tuple[float, int]]) -> float | None:
 
 def _sum(flows: Sequence[_Flow], name: str) -> float:
     return sum(flow.counts[name] for flow in flows)
+
+
+def _refused_at(flows: Sequence[_Flow]) -> dict[float, float]:
+    """The events that were refused, by the rate that held."""
+    found: dict[float, float] = {}
+    for flow in flows:
+        if flow.rate is not None and flow.counts["refused"]:
+            found[flow.rate] = found.get(flow.rate, 0.0) + flow.counts["refused"]
+    return found

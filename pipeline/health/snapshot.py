@@ -55,6 +55,8 @@ class Traffic:
     refused_share: float  # of the traffic offered in the last `share_seconds`, 0 to 1
     unavailable_share: float  # share of the refusals with 503 in that time, 0 to 1
     share_seconds: float = 60.0
+    # Events that were refused in that time, by the rate that held, events/s. Those of which it is unknown are left out.
+    refused_at: Mapping[float, float] = field(default_factory=dict)
     # Empty if ADMISSION_LEVELS is off. Bodies that were refused before their level was known are in none.
     levels: Mapping[Level, LevelTraffic] = field(default_factory=dict)
     # Empty unless another protocol than Sluice's own was used. Only those that were used.

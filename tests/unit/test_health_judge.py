@@ -387,6 +387,27 @@ def test_a_limit_with_another_reason_is_not_that_of_the_system(changes: dict[str
     assert ("15 minutes: 192.0.2.1 (90 %)" in found.what) is ("traffic" not in changes)
 
 
+@pytest.mark.parametrize("changes", [{}, {"rate": 950.0}])
+def test_refusals_of_a_rate_that_has_risen_since_are_not_said_to_be_above_it(changes: dict[str, Any]) -> None:
+    # Given a breaker that was open within the last minute: most was refused at the lowest rate
+    found = refusing(traffic=replace(HALF, refused_at={100.0: 900.0, 250.0: 50.0, 1000.0: 50.0}), **changes)
+    rate = changes.get("rate", 1000.0)
+    assert found.what == (
+        f"50 % of the offered events were refused in the last minute: most of it while the rate was lower, down to "
+        f"100/s; it is {rate:,.0f}/s now"
+    )
+    assert "inspect sluice" in found.look_at
+    assert "RATE_MAX" not in found.look_at
+
+
+@pytest.mark.parametrize(
+    "refused_at", [{}, {1000.0: 900.0}, {100.0: 400.0, 1000.0: 500.0}, {960.0: 900.0}, {2000.0: 900.0}]
+)
+def test_refusals_at_the_present_rate_are_above_it(refused_at: dict[float, float]) -> None:
+    found = refusing(traffic=replace(HALF, refused_at=refused_at))
+    assert found.what == "At its limit: 50 % refused in the last minute: clients offer more than the rate of 1,000/s"
+
+
 # --- Alarms, and what can't be told -------------------------------------------------------------------------------
 
 

@@ -34,6 +34,28 @@ def test_rates_are_of_the_last_seconds_and_shares_of_the_last_minute() -> None:
     assert traffic.unavailable_share == 0.0
 
 
+def test_refusals_are_counted_by_the_rate_at_which_they_came() -> None:
+    # Given seconds at the lowest rate, and one of a process that wrote no rate
+    rates = [1000.0] * 11 + [100.0] * 9 + [None] + [1000.0] * 20
+    entries = [
+        entry(float(t), {} if rate is None else {"rate": rate}, admitted=40 * t, refused=30 * min(t, 25))
+        for t, rate in enumerate(rates)
+    ]
+    traffic = outlook_of(entries, SETTINGS, 40.0).traffic
+    assert traffic is not None
+    assert traffic.refused_at == {1000.0: 30.0 * (10 + 5), 100.0: 30.0 * 9}
+    # The window is that of the share
+    shorter = outlook_of(entries, replace(SETTINGS, refused_seconds=25.0), 40.0).traffic
+    assert shorter is not None
+    assert shorter.refused_at == {1000.0: 150.0, 100.0: 120.0}
+    # A process without a history has its own rate
+    lookout = Lookout(SETTINGS)
+    lookout.note_own({**dict.fromkeys(COUNTS, 0), "refused": 7}, 1.0, 3.0, 50.0)
+    own = lookout.seen(4.0).traffic
+    assert own is not None
+    assert own.refused_at == {50.0: 7.0}
+
+
 def test_a_flush_and_a_hole_make_no_traffic_up() -> None:
     entries = [entry(1.0, admitted=900), entry(2.0, admitted=5), entry(3.0, admitted=15), entry(20.0, admitted=9000)]
     traffic = outlook_of(entries[:3], SETTINGS, 3.0).traffic
