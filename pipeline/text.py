@@ -20,10 +20,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def some_of(numbers: Collection[int]) -> str:
-    """The first few of some numbers: 1, 2, 3, …"""
-    shown = ", ".join(str(number) for number in sorted(numbers)[:NAMED_MAX])
-    return f"{shown}, …" if len(numbers) > NAMED_MAX else shown
+def some_of(found: Collection[int] | Collection[str]) -> str:
+    """The first few of some numbers or names: 1, 2, 3, …"""
+    shown = ", ".join(str(one) for one in sorted(found)[:NAMED_MAX])
+    return f"{shown}, …" if len(found) > NAMED_MAX else shown
 
 
 def on_one_line(text: str) -> str:

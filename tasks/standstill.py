@@ -6,6 +6,7 @@ from typing import Any, Final
 from celery import Celery
 
 from pipeline.names import Queue, SinkName
+from pipeline.text import some_of
 
 _DRAIN: Final = "sluice.drain"
 # Time for workers to answer; they answer within milliseconds, and Celery always waits this whole time.
@@ -36,8 +37,8 @@ class Workers:
         try:
             inspect = self._app.control.inspect(timeout=_ANSWER_SECONDS)
             queues = inspect.active_queues()
-            if not queues:
-                return ({}, {}, {}, {})
+            if not queues:  # not even the worker that runs this answers
+                return f"none of them answered within {_ANSWER_SECONDS:g} s"
             said = (queues, inspect.registered("rate_limit"), inspect.active(), inspect.stats())
         except Exception as error:  # kombu raises the errors of its transport
             return str(error)
@@ -66,7 +67,13 @@ def words(
     drains = [task for worker in workers for task in active.get(worker, ()) if task.get("name") == _DRAIN]
     if any(_is_in_share(partition, list(task.get("args", ()))[:1], drains_max) for task in drains):
         return f"its drain has begun and holds nothing yet: it waits for the event log, Redis or {sink}"
-    slots = sum(int(stats.get(worker, {}).get("pool", {}).get("max-concurrency", 0)) for worker in workers)
+    silent = [worker for worker in workers if worker not in active or worker not in stats]
+    if silent:
+        return (
+            f"no drain holds it, and {some_of(silent)} did not say what it does within {_ANSWER_SECONDS:g} s: it is "
+            "busy or frozen, or its host has too little CPU time"
+        )
+    slots = sum(int(stats[worker].get("pool", {}).get("max-concurrency", 0)) for worker in workers)
     if slots and len(drains) >= slots:
         return f"all {slots} processes that take batches are busy with other partitions: add workers"
     return "no drain runs for it: its hints are lost or wait in the queue"
