@@ -32,7 +32,7 @@ from pipeline.regulate.context import ControlAdapters, SinkQueries
 from pipeline.retention import overdue_seconds
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks.context import WorkerContext, context_of
-from tasks.hints import HINTS_WAITING_MAX, send_net_hint, shares
+from tasks.hints import HINTS_WAITING_MAX, hinted, send_net_hint, shares
 from tasks.persist_overrides import persist_changes
 from tasks.standstill import Workers
 from tasks.sync_keys import are_equal, sync_keys
@@ -233,9 +233,16 @@ def tick_hints(app: Celery, context: WorkerContext, state: ControlState | None =
         for share in found
     }
     lacking = {share: left for share, left in left_of.items() if left}
-    if lacking and context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * len(found):
+    most = HINTS_WAITING_MAX * len(found)
+    waiting = context.queues.messages(Queue.BATCHES, most) if lacking else []
+    if len(waiting) == most:
         return "no hint: no worker takes those that wait"
+    # A hint that waits is not lost. Were it sent again, its share would have more turns than others, where a worker has
+    # fewer processes than drains.
+    under_way = {partition % context.settings.drains_max for partition in hinted(waiting)}
     for share, left in lacking.items():
+        if share in under_way:
+            continue
         # Any of them: one whose drain always ends its process must not keep the others from their turns.
         send_net_hint(app, context.leases, share, random.choice(left))  # noqa: S311 - no secret
     except_for = f", PAUSED ({held})" if held else ""

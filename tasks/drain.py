@@ -17,7 +17,7 @@ from pipeline.ports.control import Pause, paused
 from pipeline.settings import Settings
 from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
-from tasks.hints import give_back_hint, send_hint
+from tasks.hints import give_back_hint, is_hinted, send_hint
 from tasks.known_pauses import KnownPauses, QuietWorker
 from tasks.pausing import pause_until_resumed
 
@@ -68,7 +68,9 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> str:
         return f"failed: {in_brief(error)}"
     context.drain_counters.on_runs([report.outcome.value for report in reports])
     following = next_of(reports)
-    if following is not None:
+    # Where drains wait for a process, a share with two hints would have two turns for one of the others.
+    is_short = app.sluice_known_pauses.is_short
+    if following is not None and not (is_short and is_hinted(context.queues, following, settings.drains_max)):
         send_hint(app, following, hint=None)
     return drain_words(reports)
 

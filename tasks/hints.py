@@ -4,15 +4,18 @@ A hint has no expiry: that would compare the sender's wall clock with the worker
 good as any other, since a drain reads from PostgreSQL's stored offset.
 """
 
+import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError
+from pipeline.control_store.redis_queues import RedisQueues
+from pipeline.errors import SluiceError, StoreUnavailableError
 from pipeline.names import Queue
 from pipeline.ports.control import Leases
 from pipeline.ports.offset_store import OffsetStore
@@ -23,7 +26,8 @@ HINT_SECONDS_MAX: Final = 5.0  # after this time, a hint that has not arrived co
 HINTS_WAITING_MAX: Final = (
     4  # for each share of the partitions, in a queue without a consumer: more hints would start no more drains
 )
-
+DRAIN: Final = "sluice.drain"  # the task of a hint
+_ARGUMENTS: Final = re.compile(r"\((\d+),")  # of a hint, as text
 
 # After the sink did not say which partitions have a drain, it is not asked again for this time: a silent server would
 # hold up the ticks of the control loop.
@@ -33,6 +37,30 @@ _SINK_REST_SECONDS: Final = 10.0
 def shares(partitions: int, drains_max: int) -> list[list[int]]:
     """The partitions of each drain, in order of their numbers."""
     return [list(range(first, partitions, drains_max)) for first in range(min(partitions, drains_max))]
+
+
+def hinted(messages: Iterable[str]) -> set[int]:
+    """The partitions of the hints among messages of a queue, by what their headers say: a body may be signed."""
+    found = set()
+    for message in messages:
+        try:
+            headers = json.loads(message)["headers"]
+            is_hint, arguments = headers["task"] == DRAIN, str(headers["argsrepr"])
+        except (ValueError, LookupError, TypeError):
+            continue  # no message of Celery: the worker that takes it reports it
+        partition = _ARGUMENTS.match(arguments) if is_hint else None
+        if partition is not None:
+            found.add(int(partition[1]))
+    return found
+
+
+def is_hinted(queues: RedisQueues, partition: int, drains_max: int) -> bool:
+    """Whether a hint waits for the partition's share; False if that is unknown."""
+    try:
+        waiting = queues.messages(Queue.BATCHES, HINTS_WAITING_MAX * drains_max)
+    except StoreUnavailableError:
+        return False
+    return any(one % drains_max == partition % drains_max for one in hinted(waiting))
 
 
 class Drained:
@@ -73,7 +101,7 @@ def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
     """Send a hint. If this fails, the next fallback hint replaces it."""
     try:
         app.send_task(
-            "sluice.drain",
+            DRAIN,
             args=(partition,),
             kwargs={"hint": hint},
             queue=Queue.BATCHES.value,

@@ -158,7 +158,7 @@ USES: Final[tuple[Use, ...]] = (
     _control([WORKER], "the progress of the drains", scripts=("progress",), writes=(f"{names.KEY_PROGRESS}:*",)),
     # Celery
     _control(
-        [WORKER], "Celery's queues", f"{_KOMBU} LPUSH RPUSH RPOP BRPOP LLEN",
+        [WORKER], "Celery's queues", f"{_KOMBU} LPUSH RPUSH RPOP BRPOP LLEN LRANGE",
         writes=(*_QUEUES, *_bindings(*_EXCHANGES)),
     ),
     _control(

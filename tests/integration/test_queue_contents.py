@@ -3,6 +3,8 @@
 import contextlib
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import kombu
@@ -11,9 +13,14 @@ import redis
 
 from checks.testbed.waiting import eventually
 from pipeline.names import DropReason, Queue
+from pipeline.settings import Settings
+from pipeline.wiring import make_queues
 from stack.servers import Server
 from tasks import consumer as consumer_module
+from tasks import signing
+from tasks.app import make_app
 from tasks.consumer import use_transport
+from tasks.hints import hinted, is_hinted, send_hint
 
 
 class Consumer:
@@ -104,3 +111,32 @@ def test_what_is_no_remote_command_is_dropped(
     assert {one["n"] for one in consumer.got} == {"first", "second"}
     # And each was counted
     assert [reason for reason, _ in dropped] == [DropReason.MALFORMED] * len(contents)
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_the_hints_that_wait_are_known_by_their_partitions(
+    control_redis: Server, prefix: str, tmp_path: Path, is_signed: bool
+) -> None:
+    settings = replace(Settings(), redis_url=control_redis.url, key_prefix=prefix)
+    if is_signed:
+        key, certificate = signing.create("beat", tmp_path)
+        settings = replace(
+            settings,
+            signing_key_file=str(key),
+            signing_cert_file=str(certificate),
+            signing_cert_folder=str(certificate.parent),
+        )
+    app, queues = make_app(settings), make_queues(settings)
+    # Given hints that no worker takes, and what other programs have written
+    for partition in (3, 12, 3):
+        send_hint(app, partition, hint="token")
+    with redis.Redis.from_url(control_redis.url) as client:
+        client.lpush(f"{prefix}batches", "7", "no JSON", b"{}")
+    # Then their shares are known
+    assert queues.waiting(Queue.BATCHES) == len(queues.messages(Queue.BATCHES, 32)) == 6
+    assert hinted(queues.messages(Queue.BATCHES, 32)) == {3, 12}
+    assert is_hinted(queues, 4, drains_max=8)
+    assert not is_hinted(queues, 5, drains_max=8)
+    # And the newest come first
+    assert hinted(queues.messages(Queue.BATCHES, 4)) == {3}
+    app.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,8 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryLeases, MemoryServer
-from pipeline.errors import BreakerOpenError, LogUnavailableError, SinkUnavailableError
+from pipeline.drain.report import DrainOutcome, DrainReport
+from pipeline.errors import BreakerOpenError, LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog
 from pipeline.loops import Loop
 from pipeline.names import LoopName, Mode, PauseReason, Queue
@@ -27,7 +29,7 @@ from pipeline.ports.keys import mirrored_version
 from pipeline.ports.operator_store import OperatorState
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
-from tasks import control
+from tasks import control, drain
 from tasks.app import SluiceCelery, make_app
 from tasks.context import WorkerContext
 from tasks.drain import PausedCheck
@@ -64,13 +66,13 @@ class Rig:
         self.store = MemoryDatabase()
         self.sink = Sink(self.settings, self.store)
         self.drainer = MemorySink(self.settings, self.store)
-        self.waiting = 0
+        self.queue: list[str] = []  # the messages that wait for a worker, the newest first
         self.sent: list[tuple[int, str]] = []
         self.context: Any = SimpleNamespace(
             settings=self.settings,
             control_store=self.control,
             known_log=self.log.identity,
-            queues=SimpleNamespace(waiting=lambda _: self.waiting),
+            queues=SimpleNamespace(messages=lambda _, most: self.queue[:most]),
             drained=Drained(self.sink, self.clock),
             leases=self.leases,
         )
@@ -89,6 +91,12 @@ class Rig:
     def drain(self, *partitions: int) -> None:
         for partition in partitions:
             assert self.drainer.acquire(self.log.server.log_id, partition)
+
+
+def message(task: str = "sluice.drain", partition: object = 0) -> str:
+    """A message as Celery writes it to Redis: what a task gets is in the body, which may be signed."""
+    headers = {"task": task, "argsrepr": f"({partition},)", "kwargsrepr": "{'hint': None}"}
+    return json.dumps({"body": "W10=", "content-type": "application/data", "headers": headers, "properties": {}})
 
 
 @pytest.fixture
@@ -225,11 +233,11 @@ def test_many_drained_partitions_cost_a_tick_no_more_than_a_few(rig: Rig) -> Non
 def test_the_queue_of_hints_is_looked_at_only_if_one_is_to_be_sent(rig: Rig) -> None:
     looked: list[Queue] = []
 
-    def waiting(queue: Queue) -> int:
+    def messages(queue: Queue, most: int) -> list[str]:
         looked.append(queue)
-        return 0
+        return []
 
-    rig.context.queues.waiting = waiting
+    rig.context.queues.messages = messages
     rig.drain(0, 1, 2, 3)
     assert rig.tick() == []
     assert looked == []
@@ -245,6 +253,63 @@ def test_a_hint_under_way_is_not_sent_again_before_it_counts_as_lost(rig: Rig) -
         assert [partition for partition, _ in rig.sent] == expected
     rig.clock.advance(HINT_SECONDS_MAX + 1)
     assert rig.tick() == [0, 1, 2, 3]
+
+
+def test_a_hint_that_waits_in_the_queue_is_not_lost_however_long_it_waits(rig: Rig) -> None:
+    # Given a worker with few processes: the hints of two partitions wait for one, beside what is no hint
+    rig.queue = [message(partition=2), message(partition=0), message("sluice.probe", 1), message(partition="'3'"), "{]"]
+    rig.queue += ["[]", '{"headers": [1]}', '{"headers": {"task": "sluice.drain"}}', message(partition=2)]
+    # Then the others get hints, whenever it is
+    for _ in range(3):
+        assert rig.tick() == [1, 3]
+        rig.clock.advance(HINT_SECONDS_MAX + 1)
+    # And a hint for one partition is one for its share
+    rig.context.known_log = MemoryLog(16).identity
+    rig.queue = [message(partition=13)]
+    assert sorted(partition % rig.settings.drains_max for partition in rig.tick()) == [0, 1, 2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("is_short", "queue", "following"),
+    [
+        (True, [message(partition=11)], []),  # it is for the same share
+        (True, [message(partition=4)], [3]),
+        (True, [], [3]),
+        (True, None, [3]),  # Redis does not answer
+        (False, [message(partition=3)], [3]),  # not asked
+    ],
+)
+def test_a_run_that_ends_leaves_a_waiting_hint_in_its_place(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, is_short: bool, queue: list[str] | None, following: list[int]
+) -> None:
+    asked: list[Queue] = []
+
+    def messages(queue_asked: Queue, most: int) -> list[str]:
+        asked.append(queue_asked)
+        if queue is None:
+            raise StoreUnavailableError("no answer")
+        return queue[:most]
+
+    # Given a worker whose drains wait for a process, or not
+    known = KnownPauses()
+    known.note([], rig.clock.monotonic())
+    known.note_short(is_short=is_short)
+    rig.context.queues.messages = messages
+    rig.context.has_partition = lambda _: True
+    rig.context.share_of = lambda partition: [partition]
+    rig.context.breaker = SimpleNamespace(is_open=False)
+    rig.context.clock = rig.clock
+    rig.context.drain_counters = MagicMock()
+    app = SimpleNamespace(sluice_settings=rig.settings, sluice_known_pauses=known, send_task=rig.send_task)
+    report = DrainReport(partition=3, outcome=DrainOutcome.FINISHED)
+    monkeypatch.setattr(drain, "context_of", lambda _: rig.context)
+    monkeypatch.setattr(drain, "_drain", lambda *_: [report])
+    # When its run ends
+    run = type(make_app(rig.settings).tasks["sluice.drain"]).run
+    run(SimpleNamespace(app=app), 3)  # type: ignore[arg-type]
+    # Then it sends the next hint, unless one waits
+    assert [partition for partition, _ in rig.sent] == following
+    assert asked == [Queue.BATCHES] * is_short
 
 
 def test_a_sink_that_does_not_say_who_drains_is_left_alone_for_a_while(rig: Rig) -> None:
@@ -266,9 +331,9 @@ def test_a_sink_that_does_not_say_who_drains_is_left_alone_for_a_while(rig: Rig)
 def test_nothing_is_sent_while_paused_or_into_a_queue_that_nobody_reads(rig: Rig) -> None:
     rig.control.pause(PauseReason.LOG_GAP, actor="test", why="", partition=1)
     assert rig.tick() == [0, 2, 3]
-    rig.waiting = HINTS_WAITING_MAX * PARTITIONS
+    rig.queue = [message("another")] * HINTS_WAITING_MAX * PARTITIONS
     assert rig.tick() == []
-    rig.waiting = 0
+    rig.queue = []
     rig.control.pause(PauseReason.OPERATOR, actor="test", why="")
     assert rig.tick() == []
 
