@@ -9,12 +9,14 @@ from sanic.config import Config
 from sanic.exceptions import NotFound
 from sanic.handlers import ErrorHandler
 
+from ingest.client_address import ClientAddresses
 from ingest.codecs.events import events_codec
 from ingest.dashboard.routes import add_pages
 from ingest.errors import NotReadyError, error_response
 from ingest.grammar import HEAD_BYTES_MAX
 from ingest.health import health_document
 from ingest.http.assets import Assets, add_assets
+from ingest.http.connection_counter import ConnectionCounter
 from ingest.http.cors import Cors
 from ingest.http.early_rejection import EarlyRejection, EarlyRejections
 from ingest.http.protocol import HttpContext
@@ -45,7 +47,7 @@ from ingest.runbooks.routes import add_runbooks
 from ingest.service import IngestContext, IngestService
 from ingest.types import Inquiry, RequestHead, Response, Route
 from pipeline.clock import Clock
-from pipeline.names import Health
+from pipeline.names import ConnectionRefusal, Health
 from pipeline.settings import Settings, origins_of
 
 EVENTS_PATH: Final = "/api/logs"
@@ -103,8 +105,13 @@ def create_operator_app(service: IngestService, *, name: str = "operators") -> I
             request_seconds_max=settings.request_seconds_max,
             discard_bytes_max=OPERATOR_DISCARD_BYTES_MAX,
         ),
-        connections_max=settings.operator_connections_max,
-        busy_response=_busy_response(),
+        connections=ConnectionCounter(
+            settings.operator_connections_max,
+            service.note_connection_refusal,
+            addresses=ClientAddresses(settings),
+            full=ConnectionRefusal.OPERATORS,
+        ),
+        busy_responses=_busy_responses(),
         collector=service.collector,
         accounts=service.accounts,
         codecs={},
@@ -204,8 +211,13 @@ def _http_context(service: IngestService, table: list[Route], cors: Cors | None)
             request_seconds_max=settings.request_seconds_max,
             discard_bytes_max=settings.body_bytes_max,
         ),
-        connections_max=settings.ingest_connections_max,
-        busy_response=_busy_response(),
+        connections=ConnectionCounter(
+            settings.ingest_connections_max,
+            service.note_connection_refusal,
+            addresses=ClientAddresses(settings),
+            per_address_max=settings.ingest_connections_per_address_max,
+        ),
+        busy_responses=_busy_responses(),
         collector=service.collector,
         accounts=service.accounts,
         codecs=codecs,
@@ -222,9 +234,14 @@ def _target(route: Route) -> str:
     return route.path if route.format is None else f"{route.path}?format={route.format}"
 
 
-def _busy_response() -> bytes:
-    """The response to a connection above the limit. It has no request to answer yet."""
-    response = error_response(NotReadyError("this process has too many connections"))
+def _busy_responses() -> dict[ConnectionRefusal, bytes]:
+    """The responses to a connection above each limit."""
+    return {reason: _busy_response(reason) for reason in ConnectionRefusal}
+
+
+def _busy_response(reason: ConnectionRefusal) -> bytes:
+    """The response to a connection above a limit. It has no request to answer yet."""
+    response = error_response(NotReadyError(reason.words))
     body = response.body
     head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=False)
     return head + b"\r\n" + body

@@ -16,8 +16,10 @@ from typing import Final
 from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from ingest.http.connection_counter import Place
 from ingest.http.protocol import IngestProtocol
 from ingest.http.routes import IngestApp
+from ingest.http.tls_listener import REFUSED_MAX, TlsListener
 from ingest.service import IngestService
 from ingest.tls import Certificate, follow
 from pipeline.errors import SettingsError
@@ -44,6 +46,8 @@ def with_connections_that_fit(settings: Settings) -> Settings:
     fail, and so would everything else that needs a file at that moment.
     """
     beside = FILES_BESIDE_CONNECTIONS + (settings.operator_connections_max if settings.operator_port else 0)
+    if settings.ingest_tls_cert:
+        beside += REFUSED_MAX * (2 if settings.operator_port else 1)
     wanted = settings.ingest_connections_max + beside
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -120,21 +124,23 @@ async def serve(
         operator_context = None if certificate is None else certificate.operator_context
         servers.append(await _make_server(operators, settings, operator_context))
     for one in servers:  # that of ingest is the first one: Sanic rewrites its classes for it
-        await one.startup()  # type: ignore[no-untyped-call]
-        await one.before_start()  # type: ignore[no-untyped-call]
+        await one.sanic.startup()  # type: ignore[no-untyped-call]
+        await one.sanic.before_start()  # type: ignore[no-untyped-call]
     await service.start()
     for one in servers[1:]:
-        await one.start_serving()  # type: ignore[no-untyped-call]
+        await one.start()
     await _until_accepting(service, stopping)
-    await server.start_serving()  # type: ignore[no-untyped-call]
-    service.count_connections = lambda: len(server.connections)
+    service.count_connections = lambda: place.app.ctx.http.connections.count
+    await server.start()
     for one in servers:
-        await one.after_start()  # type: ignore[no-untyped-call]
+        await one.sanic.after_start()  # type: ignore[no-untyped-call]
     following = None
     if certificate is not None:
         certificate.on_refused = service.note_tls_refusal
         loop = service.loops.add(LoopName.CERTIFICATE)
-        following = asyncio.create_task(follow(certificate, lambda: _end_former(server.connections, certificate), loop))
+        following = asyncio.create_task(
+            follow(certificate, lambda: _end_former(server.sanic.connections, certificate), loop)
+        )
     end_metrics: Callable[[], None] | None = None
     if settings.ingest_metrics_port:
         end_metrics = serve_metrics(settings.metrics_host, settings.ingest_metrics_port, service.registry)
@@ -149,13 +155,13 @@ async def serve(
             following.cancel()
         logger.info("ingest is shutting down", extra={"action": "ingest_stopping"})
         for one in servers:
-            one.close()  # type: ignore[no-untyped-call]
-            await one.before_stop()  # type: ignore[no-untyped-call]
-        connections = [one.connections for one in servers]
+            one.close()
+            await one.sanic.before_stop()  # type: ignore[no-untyped-call]
+        connections = [one.sanic.connections for one in servers]
         await _end_connections(connections, settings.stop_seconds_max * (1 - FLUSH_SHARE))
         await service.stop(seconds_max=settings.stop_seconds_max * FLUSH_SHARE)
         for one in servers:
-            await one.after_stop()  # type: ignore[no-untyped-call]
+            await one.sanic.after_stop()  # type: ignore[no-untyped-call]
         if end_metrics is not None:
             end_metrics()
 
@@ -173,22 +179,50 @@ def _end_former(connections: set[HttpProtocol], certificate: Certificate) -> Non
             connection.end()
 
 
-async def _make_server(place: Listener, settings: Settings, context: ssl.SSLContext | None) -> AsyncioServer:
-    """A server that does not listen yet."""
-    arguments: dict[str, object] = {"start_serving": False}
-    if context is not None:
-        # A connection counts between its handshake and its end: one that never ends these must not live long.
-        arguments["ssl_handshake_timeout"] = arguments["ssl_shutdown_timeout"] = settings.request_seconds_max
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A port that is served. With TLS, Sanic's server does not accept: then `tls` does."""
+
+    sanic: AsyncioServer
+    tls: TlsListener | None
+
+    async def start(self) -> None:
+        """Begin to accept connections."""
+        if self.tls is not None:
+            self.tls.start()
+        else:
+            await self.sanic.start_serving()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self.tls is not None:
+            self.tls.close()
+        self.sanic.close()  # type: ignore[no-untyped-call]
+
+
+async def _make_server(place: Listener, settings: Settings, context: ssl.SSLContext | None) -> _Server:
+    """A server that does not accept yet."""
     server = await place.app.create_server(
         sock=place.listener,
         protocol=IngestProtocol,
         backlog=BACKLOG,
-        ssl=context,
-        asyncio_server_kwargs=arguments,
+        asyncio_server_kwargs={"start_serving": False},
     )
     if server is None:
         raise RuntimeError("Sanic made no server")
-    return server
+    if context is None:
+        return _Server(server, None)
+
+    def make_protocol(taken: Place) -> IngestProtocol:
+        return IngestProtocol(place=taken, loop=server.loop, app=place.app, connections=server.connections)
+
+    counter = place.app.ctx.http.connections
+    seconds_max = (
+        settings.request_seconds_max
+    )  # for the handshake, as for a request: neither must hold a place for long
+    return _Server(
+        server, TlsListener(place.listener, counter, make_protocol, context=context, seconds_max=seconds_max)
+    )
 
 
 async def _until_accepting(service: IngestService, stopping: asyncio.Event) -> None:

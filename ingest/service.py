@@ -38,7 +38,7 @@ from pipeline.health.snapshot import Outlook
 from pipeline.keys import ApiKey
 from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
-from pipeline.names import LoopName, ProblemCode, TlsRefusal
+from pipeline.names import ConnectionRefusal, LoopName, ProblemCode, TlsRefusal
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import (
     ControlEvents,
@@ -60,7 +60,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TLS_REFUSAL_LOG_SECONDS: Final = 60.0  # between two log lines of one reason: clients could otherwise fill the log
+REFUSAL_LOG_SECONDS: Final = 60.0  # between two log lines of one reason: clients could otherwise fill the log
 FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: if it is in a wait, the stop does not wait for it
 
 
@@ -164,7 +164,7 @@ class IngestService:
             local_points=None if self.recorder is None else self.recorder.local,
         )
         self.long_charts = LongCharts(settings.prometheus_url, context.clock)
-        self._tls_refusals_logged: dict[TlsRefusal, float] = {}  # monotonic
+        self._refusals_logged: dict[ConnectionRefusal | TlsRefusal, float] = {}  # monotonic
         self._log = context.log
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -274,10 +274,34 @@ class IngestService:
     def note_tls_refusal(self, reason: TlsRefusal) -> None:
         """Count a connection that was refused for its client's certificate; log the first one of a minute."""
         self.metrics.tls_refusals.labels(reason.value).inc()
-        now = self.clock.monotonic()
-        if now - self._tls_refusals_logged.get(reason, -math.inf) >= TLS_REFUSAL_LOG_SECONDS:
-            self._tls_refusals_logged[reason] = now
+        if self._is_to_be_logged(reason):
             logger.warning("a client is refused (INGEST_TLS_CLIENT): %s", reason.words, extra={"action": "tls_refused"})
+
+    def note_connection_refusal(self, reason: ConnectionRefusal, peer: str | None) -> None:
+        """Count a connection that was above a limit; log the first one of a minute."""
+        self.metrics.connection_refusals.labels(reason.value).inc()
+        if self._is_to_be_logged(reason):
+            settings = self.settings
+            limit = {
+                ConnectionRefusal.PROCESS: f"INGEST_CONNECTIONS_MAX={settings.ingest_connections_max}",
+                ConnectionRefusal.ADDRESS: (
+                    f"INGEST_CONNECTIONS_PER_ADDRESS_MAX={settings.ingest_connections_per_address_max}"
+                ),
+                ConnectionRefusal.OPERATORS: f"OPERATOR_PORT takes {settings.operator_connections_max}",
+            }[reason]
+            logger.warning(
+                "a connection of %s is refused: all that it may have are open (%s)",
+                peer,
+                limit,
+                extra={"action": "connection_refused"},
+            )
+
+    def _is_to_be_logged(self, reason: ConnectionRefusal | TlsRefusal) -> bool:
+        now = self.clock.monotonic()
+        if now - self._refusals_logged.get(reason, -math.inf) < REFUSAL_LOG_SECONDS:
+            return False
+        self._refusals_logged[reason] = now
+        return True
 
     def health_sources(self) -> HealthSources:
         """The current inputs of the health judgement."""

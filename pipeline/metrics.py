@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.names import (
     OTHER_PROTOCOLS,
+    ConnectionRefusal,
     KeyRefusal,
     Level,
     LoopName,
@@ -163,7 +164,15 @@ INGEST_IS_LOCAL: Final = Declared(
 # 0: every POST gets 503.
 INGEST_LOG_ANSWERS: Final = Declared("sluice_ingest_log_answers", "1 while the event log answers this process")
 # Near INGEST_CONNECTIONS_MAX, new clients are rejected.
-INGEST_CONNECTIONS: Final = Declared("sluice_ingest_connections", "Open connections of clients")
+INGEST_CONNECTIONS: Final = Declared(
+    "sluice_ingest_connections", "Open connections of clients, from the moment they are accepted"
+)
+# `process` grows: many clients connect, or somebody holds connections open. `address`: one address has all that it may.
+INGEST_CONNECTION_REFUSALS: Final = Declared(
+    "sluice_ingest_connection_refusals",
+    "Connections refused with 503, or closed, by limit (INGEST_CONNECTIONS_MAX, INGEST_CONNECTIONS_PER_ADDRESS_MAX)",
+    ("reason",),
+)
 # Near BODIES_BYTES_MAX, clients with large bodies get 503: many of them stall, or the limit is too low.
 INGEST_HELD_BODIES: Final = Declared(
     "sluice_ingest_held_bodies_bytes", "Bytes of bodies that were received and are not yet appended"
@@ -414,6 +423,9 @@ class IngestMetrics:
         self.admission_is_local = INGEST_IS_LOCAL.live_gauge(registry)
         self.log_answers = INGEST_LOG_ANSWERS.live_gauge(registry)
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
+        self.connection_refusals = INGEST_CONNECTION_REFUSALS.live_counter(registry)
+        for reason in ConnectionRefusal:  # from the start, so that their first growth can be seen
+            self.connection_refusals.labels(reason.value)
         self.held_bodies_bytes = INGEST_HELD_BODIES.live_gauge(registry)
         self.held_accounts = INGEST_HELD_ACCOUNTS.live_gauge(registry)
         self.key_refusals = INGEST_KEY_REFUSALS.loop_counter(registry)

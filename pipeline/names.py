@@ -98,6 +98,26 @@ _KEY_REFUSALS: Final = {
 }
 
 
+class ConnectionRefusal(StrEnum):
+    """The limit that a connection to ingest was above."""
+
+    PROCESS = "process"  # INGEST_CONNECTIONS_MAX
+    ADDRESS = "address"  # INGEST_CONNECTIONS_PER_ADDRESS_MAX
+    OPERATORS = "operators"  # that of OPERATOR_PORT
+
+    @property
+    def words(self) -> str:
+        """What the client gets as the reason."""
+        return _CONNECTION_REFUSALS[self]
+
+
+_CONNECTION_REFUSALS: Final = {
+    ConnectionRefusal.PROCESS: "this process has too many connections",
+    ConnectionRefusal.ADDRESS: "your address has too many connections to this process",
+    ConnectionRefusal.OPERATORS: "this process has too many connections to this port",
+}
+
+
 class TlsRefusal(StrEnum):
     """Why a connection to ingest was refused for its client's certificate (INGEST_TLS_CLIENT)."""
 

@@ -14,11 +14,13 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from ingest.accounts import Accounts, Client
 from ingest.client_certificate import client_certificate
 from ingest.collect import Collector
+from ingest.http.connection_counter import ConnectionCounter, Place
 from ingest.http.cors import Cors
 from ingest.http.early_rejection import ConnectionRejections, EarlyRejections
 from ingest.http.request import ConnectionLimits, EventsRequest, IngestHttp
 from ingest.http.routes import IngestRequest
 from ingest.types import Codec
+from pipeline.names import ConnectionRefusal
 
 RECEIVED_BYTES_MAX: Final = 64 << 10  # not read yet by the task of the connection; above it, no more is received
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read the response
@@ -30,8 +32,8 @@ class HttpContext:
     """The dependencies of connections. Sanic creates connections, so they find these in `app.ctx.http`."""
 
     limits: ConnectionLimits
-    connections_max: int
-    busy_response: bytes  # to a connection above the limit
+    connections: ConnectionCounter
+    busy_responses: Mapping[ConnectionRefusal, bytes]  # to a connection above a limit
     collector: Collector
     accounts: Accounts
     codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
@@ -44,14 +46,17 @@ class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
     __slots__ = (
-        "_arrival", "_context", "_expiry_timer", "_is_one_way", "_is_reading_paused", "_refused_left",
-        "_refused_timer", "_rejections", "client", "codecs", "cors", "has_waited", "is_ending", "limits", "verified",
+        "_arrival", "_context", "_expiry_timer", "_is_one_way", "_is_reading_paused", "_place", "_refused_left",
+        "_refused_timer", "_rejections", "client", "codecs", "cors", "has_begun", "has_waited", "is_ending", "limits",
+        "verified",
     )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, place: Place | None = None, **kwargs: Any) -> None:
         context: HttpContext = kwargs["app"].ctx.http
         self._context = context
+        self._place = place  # None: it gets one when it is accepted
+        self.has_begun = False  # after its handshake, if it has one
         self.limits = context.limits
         self.codecs = context.codecs
         self.cors = context.cors
@@ -90,12 +95,16 @@ class IngestProtocol(HttpProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, or reject it if there are too many, or if its certificate has expired since."""
-        if len(self.connections) >= self._context.connections_max:
-            transport.write(self._context.busy_response)
-            transport.close()
-            return
+        self.has_begun = True
         address = transport.get_extra_info("peername")
         peer = address[0] if isinstance(address, tuple) else None
+        place = self._place
+        if place is None:
+            place = self._place = self._context.connections.enter(peer)
+        if place.refusal is not None:
+            transport.write(self._context.busy_responses[place.refusal])
+            transport.close()
+            return
         certificate = client_certificate(transport.get_extra_info("peercert"))
         if certificate is None:
             self.client = self._context.accounts.client(peer)
@@ -201,6 +210,8 @@ class IngestProtocol(HttpProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection."""
+        if self._place is not None:
+            self._place.leave()
         if self.conn_info is None:
             return  # rejected
         self._disarm_refused()

@@ -126,7 +126,8 @@ class HttpSettings:
     )
     request_seconds_max: float = setting(
         10.0,
-        "Total time in which headers and body must arrive; a slower client is disconnected",
+        "Total time in which headers and body must arrive; a slower client is disconnected. A TLS handshake has "
+        "as much time",
         low=0.1,
         high=600,
         when="clients on slow lines get 408: raise it. Slow requests are used as an attack: lower it",
@@ -138,6 +139,16 @@ class HttpSettings:
         low=1,
         high=1_000_000,
         when="clients get 503 for connections. Raise the limit of open files too",
+    )
+    ingest_connections_per_address_max: int = setting(
+        0,
+        "The part of INGEST_CONNECTIONS_MAX that one client address may have, or one /64 network of IPv6; 0: all. "
+        "Addresses of TRUSTED_PROXIES have no such limit",
+        unit="connections",
+        low=0,
+        high=1_000_000,
+        when="clients connect to ingest directly. Leave it 0 if they come by an address that they share: of a proxy or "
+        "load balancer that TRUSTED_PROXIES does not name, or of a network behind NAT",
     )
     page_viewers_max: int = setting(
         20,

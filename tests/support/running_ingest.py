@@ -18,6 +18,7 @@ from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
 from ingest.server import Listener, listen, serve
 from ingest.service import IngestContext, IngestService, KeySources
+from ingest.tls import certificate_of
 from pipeline.clock import SystemClock
 from pipeline.control_store.memory import (
     MemoryBucket,
@@ -160,7 +161,8 @@ class RunningIngest:
         async def main() -> None:
             self._loop = asyncio.get_running_loop()
             self._stopping = asyncio.Event()
-            await serve(self._place, self._stopping, operators=self._operators)
+            certificate = certificate_of(self.settings)
+            await serve(self._place, self._stopping, certificate, operators=self._operators)
 
         try:
             uvloop.run(main())
