@@ -3,9 +3,8 @@
 import gzip
 import json
 import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from checks.testbed.wire import Wire, get, post, request
 from ingest.http.protocol import IngestProtocol
 from ingest.http.request import IngestHttp
 from pipeline.log.memory import MemoryLog
+from support.calls import calls_of
 from support.running_ingest import RunningIngest, eventually, metric, running_ingest, sample
 
 BODY = json.dumps(sample()).encode()
@@ -180,53 +180,15 @@ def test_each_target_is_refused_in_its_own_form_while_the_gate_counts_as_closed(
 def test_a_repeated_head_is_refused_by_a_fraction_of_the_calls_of_a_new_one(
     edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections: list[IngestProtocol] = []
-    connected = IngestProtocol.connection_made
-
-    def noted(protocol: IngestProtocol, transport: Any) -> None:
-        connections.append(protocol)
-        connected(protocol, transport)
-
-    monkeypatch.setattr(IngestProtocol, "connection_made", noted)
+    # Given requests of which lengths and ids differ, and some of which another field does
     monkeypatch.setattr("ingest.http.early_rejection.CLOSED_SECONDS_MAX", WAIT_SECONDS_MAX)
     repeated = [request(BODY + b" " * number, headers={"X-Request-ID": f"r{number}"}) for number in range(20)]
     new = [request(BODY, headers={"X-Other": str(number)}) for number in range(20)]
-    counts: list[list[int]] = []
-    is_counted = threading.Event()
-    with Wire(edge.port) as wire:
-        wire.send(repeated[0])
-        assert wire.answer().status == 429
-        protocol = connections[-1]
-
-        def count() -> None:
-            counts[:] = [[_calls(protocol.data_received, data) for data in some] for some in (repeated, new)]
-            is_counted.set()
-
-        # When lengths and ids differ, or another field does
-        protocol.loop.call_soon_threadsafe(count)
-        assert is_counted.wait(WAIT_SECONDS_MAX)
-        assert {wire.answer().status for _ in range(40)} == {429}
+    counts = calls_of(edge.port, 429, [repeated, new], monkeypatch)
     # Then the former are refused by a few calls of functions: each is a part of the CPU of a refusal
     of_repeated, of_new = (min(one) for one in counts)
     assert of_repeated * 2 <= of_new
     assert max(counts[0][1:]) == of_repeated, "each of them"
-
-
-def _calls(function: Callable[[bytes], None], data: bytes) -> int:
-    """Python functions that are called."""
-    calls = 0
-
-    def note(_frame: object, event: str, _: object) -> None:
-        nonlocal calls
-        calls += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        function(data)
-    finally:
-        sys.setprofile(before)
-    return calls
 
 
 def test_tokens_that_come_unexpectedly_reach_a_connection_that_was_refused(

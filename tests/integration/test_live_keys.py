@@ -26,6 +26,7 @@ from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import Server, free_port
+from support.calls import calls_of
 from support.running_ingest import RunningIngest, client_environ, edge_settings, eventually, metric, sample
 from support.servers import own_servers
 
@@ -201,6 +202,26 @@ def test_a_request_is_refused_before_its_body_and_without_a_request_object(
     with Wire(edge.port) as wire:  # in another protocol, and with a query: on the normal path
         wire.send(request(b"", path="/api/logs?format=lines", content_type="text/plain", length=1000))
         assert wire.answer().status == 401
+
+
+def test_a_refusal_for_want_of_a_key_costs_about_as_much_as_one_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an ingest process whose bucket is empty
+    monkeypatch.setattr("ingest.admission.FILL_SECONDS_MAX", WAIT_SECONDS_MAX)
+    monkeypatch.setattr("ingest.http.early_rejection.CLOSED_SECONDS_MAX", WAIT_SECONDS_MAX)
+    with edge_with_keys(ingest_processes_max=1, rate_min=1, rate_max=1) as running:
+        running.keys.replace(KEYS, "one", instead_of=None)
+        many = json.dumps([sample()] * 1000).encode()
+        eventually(lambda: post(running.port, many, headers=BEARER).status == 202, "a large body passes")
+        assert post(running.port, BODY, headers=BEARER).status == 429
+        # When clients repeat their requests, with a key and without one
+        named = [{"X-Request-ID": f"r{number}"} for number in range(20)]
+        with_key = [request(BODY, headers=fields | BEARER) for fields in named]
+        without = [request(BODY, headers=fields) for fields in named]
+        [of_429] = calls_of(running.port, 429, [with_key], monkeypatch)
+        [of_401] = calls_of(running.port, 401, [without], monkeypatch)
+    # Then a 401 takes no more calls of functions than a few (one by a handler takes some hundred)
+    assert min(of_401) <= 2 * min(of_429)
+    assert max(of_401[1:]) == min(of_401), "each of them"
 
 
 def test_two_fields_of_one_name_are_read_by_the_normal_path(edge: RunningIngest) -> None:
