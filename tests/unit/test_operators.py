@@ -10,6 +10,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from checks.testbed.wire import Response, Wire, get, request, send
+from ingest.http.tls_listener import REFUSED_MAX
 from ingest.openapi.document import openapi_document
 from ingest.server import refuse_public, with_connections_that_fit
 from pipeline.errors import SettingsError
@@ -299,6 +300,13 @@ def test_the_connections_of_operators_have_files_too(monkeypatch: pytest.MonkeyP
     one = with_connections_that_fit(Settings(ingest_connections_max=5000)).ingest_connections_max
     both = with_connections_that_fit(Settings(ingest_connections_max=5000, operator_port=8081))
     assert both.ingest_connections_max == one - both.operator_connections_max
+    # And with TLS, those above the limits, of each port
+    for port, ports in ((0, 1), (8081, 2)):
+        before = with_connections_that_fit(Settings(ingest_connections_max=5000, operator_port=port))
+        secured = with_connections_that_fit(
+            Settings(ingest_connections_max=5000, ingest_tls_cert="cert.pem", operator_port=port)
+        )
+        assert secured.ingest_connections_max == before.ingest_connections_max - ports * REFUSED_MAX
 
 
 def test_operators_look_while_the_log_has_not_answered_yet(monkeypatch: pytest.MonkeyPatch) -> None:
