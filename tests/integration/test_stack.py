@@ -136,14 +136,16 @@ def make_place(home: Path) -> Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = make_place(tmp_path_factory.mktemp("stack") / "a system")
-    started = Place(place.home, {**place.environ, **OF_FLOWER}).run("--detach")
-    assert started.returncode == 0, started.stdout + started.stderr
-    assert "Sluice is ready" in started.stdout
-    assert started.stderr.splitlines()[-1:] == [
-        "run.sh: ignored, since monitoring/flowerconfig.py decides: FLOWER_CERTFILE, FLOWER_URL_PREFIX"
-    ]
-    yield place
-    place.run("stop")
+    try:
+        started = Place(place.home, {**place.environ, **OF_FLOWER}).run("--detach")
+        assert started.returncode == 0, started.stdout + started.stderr
+        assert "Sluice is ready" in started.stdout
+        assert started.stderr.splitlines()[-1:] == [
+            "run.sh: ignored, since monitoring/flowerconfig.py decides: FLOWER_CERTFILE, FLOWER_URL_PREFIX"
+        ]
+        yield place
+    finally:
+        place.run("stop")
 
 
 def urls_of(place: Place) -> dict[str, str]:
@@ -155,8 +157,8 @@ def test_env_names_the_running_servers(place: Place) -> None:
     urls = urls_of(place)
     assert set(urls) == {"INGEST_URL", "DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL", "FLOWER_URL", "SLUICE_SYSTEM"}
     assert urls["INGEST_URL"] == f"http://127.0.0.1:{place.environ['INGEST_PORT']}"
-    assert http_status(urls["INGEST_URL"] + "/readyz") == 200
-    assert http_status(urls["FLOWER_URL"] + "/healthcheck") == 200
+    wait_until(lambda: http_status(urls["INGEST_URL"] + "/readyz") == 200, "ingest is ready")
+    wait_until(lambda: http_status(urls["FLOWER_URL"] + "/healthcheck") == 200, "Flower is well")
 
 
 def test_a_shell_with_the_addresses_of_a_system_can_start_it_again(place: Place) -> None:
@@ -174,7 +176,7 @@ def test_variables_of_other_programs_do_not_matter(place: Place) -> None:
     wait_until(lambda: "of-a-strange-shell" in stored(place), "the event is stored")
     # And its workers have the broker and the processes that it says
     pids = place.pids()
-    assert len(psutil.Process(pids["batches"]).children()) == 6
+    wait_until(lambda: len(psutil.Process(pids["batches"]).children()) == 6, "its workers have six processes")
     assert not [
         name for name in psutil.Process(pids["ingest-0"]).environ() if name in {*OTHERS, "no_proxy"} - {"LC_ALL"}
     ]
@@ -226,7 +228,8 @@ def test_everything_listens_on_loopback_only(place: Place) -> None:
     listening = set()
     for pid in place.pids().values():
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            listening |= {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"}
+            with contextlib.suppress(psutil.NoSuchProcess):  # as a session of PostgreSQL that has just ended
+                listening |= {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"}
     assert listening == {"127.0.0.1"}
 
 
@@ -334,8 +337,9 @@ def test_a_start_that_fails_says_which_program_and_leaves_nothing(place: Place, 
 
 def test_whatever_is_killed_is_started_again(place: Place) -> None:
     # Given the main process of everything, servers included, killed
+    programs = {"postgres", "redis-control", "redis-log", "batches", "control", "beat", "flower", "ingest-0"}
+    wait_until(lambda: set(place.pids()) == programs, "everything runs")
     before = place.pids()
-    assert set(before) == {"postgres", "redis-control", "redis-log", "batches", "control", "beat", "flower", "ingest-0"}
     children = [child for pid in before.values() for child in psutil.Process(pid).children(recursive=True)]
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
@@ -380,6 +384,8 @@ def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, m
 
 def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place, tmp_path: Path) -> None:
     assert place.processes()
+    post(place, "before-stop")
+    wait_until(lambda: "before-stop" in stored(place), "the event is stored")
     assert place.run("stop").stdout.strip() == "stopped"
     wait_until(lambda: place.processes() == [], "no process is left")
     # When it is started in the foreground, on the same data, by somebody who has its addresses in the shell, with keys
@@ -394,7 +400,7 @@ def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place, 
     again = Place(place.home, {**place.environ, **own})
     with again.foreground() as foreground:
         assert foreground.stdout is not None
-        assert stored(place) >= {"after-kill"}
+        wait_until(lambda: "before-stop" in stored(place), "its data is there")
         # And Ctrl-C is pressed more often than needed
         foreground.send_signal(signal.SIGINT)
         assert any("stopping" in line for line in iter(foreground.stdout.readline, ""))
