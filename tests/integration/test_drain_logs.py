@@ -73,7 +73,7 @@ def _rig(settings: Settings) -> Iterator[Rig]:
 
 @pytest.fixture(params=["redis", "kafka"])
 def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
-    changed = replace(settings, drain_batch_records_max=300, drain_run_seconds_max=20.0)
+    changed = replace(settings, drain_batch_records_max=300, drain_run_seconds_max=120.0, drain_hard_seconds_max=300.0)
     if request.param == "kafka":
         server: Server = request.getfixturevalue("kafka")
         changed = replace(changed, event_log_url=server.url)
@@ -148,7 +148,11 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
 def test_a_restarted_redis_goes_on_in_the_same_run(settings: Settings, own_log_redis: Server) -> None:
     # Given a log that is killed and comes back in the midst of a run
     changed = replace(
-        settings, event_log_url=own_log_redis.url, drain_batch_records_max=100, drain_run_seconds_max=20.0
+        settings,
+        event_log_url=own_log_redis.url,
+        drain_batch_records_max=100,
+        drain_run_seconds_max=120.0,
+        drain_hard_seconds_max=300.0,
     )
     with _rig(changed) as rig:
         rig.append(0, 1000)

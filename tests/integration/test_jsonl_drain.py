@@ -36,7 +36,8 @@ def archive(settings: Settings, tmp_path: Path) -> Settings:
         database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none",
         append_seconds_max=20.0,  # of a slow machine
         drain_batch_records_max=100,
-        drain_run_seconds_max=20.0,
+        drain_run_seconds_max=120.0,  # of a slow disk; a run ends when it has stored what it should
+        drain_hard_seconds_max=300.0,
         drain_poll_seconds=0.1,
     )
 
