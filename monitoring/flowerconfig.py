@@ -16,7 +16,7 @@ from logging import ERROR, getLogger  # the name `logging` is one of Flower's op
 
 from celery.events.receiver import EventReceiver
 
-from pipeline import logs
+from pipeline import logs, wiring
 from pipeline.errors import SettingsError
 from pipeline.settings import read_secret
 from tasks.app import app
@@ -59,6 +59,10 @@ settings_of_app = app.sluice_settings
 if settings_of_app.log_format == "json":
     logging = "none"  # the option: tornado leaves the log lines to us
     logs.configure(level=settings_of_app.log_level, form="json", process="flower")
+try:
+    wiring.check_redis(settings_of_app, "operator")
+except SettingsError as error:
+    raise SystemExit(f"flower: {error}") from None
 
 # A system starts all programs together, so Flower first asks workers that do not answer yet, and would warn of each
 # question. It asks again when somebody looks.

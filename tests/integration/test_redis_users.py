@@ -113,18 +113,20 @@ def test_a_missing_right_is_named_with_the_line_that_gives_it(rig: Rig) -> None:
 
 
 def test_processes_refuse_to_start_as_the_user_of_another_role(rig: Rig) -> None:
+    celery = ["celery", "-A", "tasks.app"]
     programs = [
-        (INGEST, ["ingest"], 2),
-        (WORKER, ["celery", "-A", "tasks.app", "worker", "-Q", "control", "-n", "c@h", "--concurrency", "1"], 1),
-        (WORKER, ["celery", "-A", "tasks.app", "beat", f"--pidfile={rig.folder / 'beat.pid'}"], 1),
+        (INGEST, OPERATOR, ["ingest"], 2),
+        (WORKER, OPERATOR, [*celery, "worker", "-Q", "control", "-n", "c@h", "--concurrency", "1"], 1),
+        (WORKER, OPERATOR, [*celery, "beat", f"--pidfile={rig.folder / 'beat.pid'}"], 1),
+        (OPERATOR, INGEST, [*celery, "flower", "--conf=monitoring/flowerconfig.py"], 1),
     ]
-    for number, (role, words, status) in enumerate(programs):
-        program = Program(f"refused-{number}", words, rig.of(OPERATOR), rig.folder).start()
+    for number, (role, user, words, status) in enumerate(programs):
+        program = Program(f"refused-{number}", words, rig.of(user), rig.folder).start()
         try:
             wait_until(lambda one=program: not one.is_running, "it ends")
         finally:
             assert program.stop() == status
-        assert f"the user sluice-operator of REDIS_URL lacks rights of the role {role.value}" in program.log()
+        assert f"the user sluice-{user.value} of REDIS_URL lacks rights of the role {role.value}" in program.log()
         assert "Traceback" not in program.log()
 
 
