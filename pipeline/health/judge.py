@@ -209,6 +209,20 @@ def what_it_does(problem: str) -> str:
     return "refuses requests" if _REFUSES.match(problem) else "does not answer"
 
 
+def _what_the_log_does(problem: str) -> str:
+    """The same of the event log, which may answer and yet be of no use."""
+    problem = " ".join(problem.split())
+    if _CANT_BE_USED.match(problem):
+        return "can't be used"
+    return "accepts no events" if _ACCEPTS_NONE.match(problem) else what_it_does(problem)
+
+
+def _is_readable(problem: str) -> bool:
+    """Whether only appends fail, by the error of one: then drains go on."""
+    problem = " ".join(problem.split())
+    return bool(_ACCEPTS_NONE.match(problem) or (_CANT_BE_USED.match(problem) and "replica" in problem))
+
+
 def _of_other_processes(inputs: HealthInputs) -> Iterator[Alarm]:
     """What ingest processes report, and the process of this snapshot has not found itself: the others may be well."""
     found_here = {
@@ -364,8 +378,8 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
         return alarm.what, alarm.look_at
     if inputs.store_problem is not None:
         return f"drains need the control store, which {what_it_does(inputs.store_problem)}", "the server of REDIS_URL"
-    if inputs.log_problem is not None and not _ACCEPTS_NONE.match(inputs.log_problem):
-        return f"drains need the event log, which {what_it_does(inputs.log_problem)}", "the log's server"
+    if inputs.log_problem is not None and not _is_readable(inputs.log_problem):
+        return f"drains need the event log, which {_what_the_log_does(inputs.log_problem)}", "the log's server"
     if inputs.is_controller_silent:
         return (
             "the controller is silent too, so that no worker may run",
@@ -520,9 +534,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
 
 def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
     if inputs.log_problem is not None:
-        problem = inputs.log_problem
-        what = "accepts no events" if _ACCEPTS_NONE.match(problem) else what_it_does(problem)
-        return f"the event log {what}", "the event log's server"
+        return f"the event log {_what_the_log_does(inputs.log_problem)}", "the event log's server"
     if inputs.is_log_full:
         return "the event log is full", "the memory of the log's server"
     for code, why in (

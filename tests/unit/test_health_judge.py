@@ -34,6 +34,8 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
 
 STORE_REFUSES = "the control store (Redis) refuses: WRONGTYPE Operation against a key holding the wrong kind of value"
 LOG_REFUSES = "the event log (Redis) refuses: WRONGTYPE Operation against a key holding the wrong kind of value"
+LOG_NOT_OURS = "the event log (Redis) can't be used: its key 'sluice:log:id' is not Sluice's: 'x'"
+REPLICAS_MISSING = "the event log (Redis) can't be used: it has no replica that answers, and LOG_REPLICAS_MIN=1"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +224,8 @@ def test_health_reads_what_the_adapters_of_redis_write(error: Exception, does: s
         ({"store_problem": "refused", "mode": Mode.UNKNOWN}, "drains need the control store, which does not answer"),
         ({"log_problem": "refused"}, "drains need the event log, which does not answer"),
         ({"log_problem": LOG_REFUSES}, "drains need the event log, which refuses requests"),
+        ({"log_problem": LOG_NOT_OURS}, "drains need the event log, which can't be used"),
+        ({"log_problem": REPLICAS_MISSING}, "no drain runs, or it is held up"),  # only appends need them
     ],
 )
 def test_events_that_wait_while_none_is_stored_are_critical_however_few(changes: dict[str, Any], words: str) -> None:
@@ -294,6 +298,8 @@ def test_a_policy_that_does_not_judge_by_the_lag_gives_its_own_reason(reason: st
     [
         ({"log_problem": "refused"}, "the event log does not answer"),
         ({"log_problem": LOG_REFUSES}, "the event log refuses requests"),
+        ({"log_problem": LOG_NOT_OURS}, "the event log can't be used"),
+        ({"log_problem": REPLICAS_MISSING}, "the event log can't be used"),
         ({"is_log_full": True}, "the event log is full"),
         ({}, "ingest was unavailable (503)"),
     ],
