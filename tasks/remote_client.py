@@ -94,7 +94,8 @@ class SluiceControl(Control):
         if not answers:
             raise click.ClickException(
                 f"no control worker answered within {changed['timeout']:.0f} s: does one run "
-                f"(celery -A tasks.app worker -Q control), and on this broker?{self._about_signing()}"
+                "(celery -A tasks.app worker -Q control), and on this broker? One that is slow or frozen may still "
+                f"carry it out: `celery -A tasks.app inspect sluice` shows what holds.{self._about_signing()}"
             )
         [(_, content)] = answers[0].items()
         if isinstance(content, dict) and "error" in content:

@@ -407,3 +407,5 @@ def test_when_nobody_can_act_it_is_said_and_the_status_is_not_0(rig: Rig) -> Non
     said = replace(rig, settings=elsewhere).celery("control", "pause_consumption", seconds_max=1.0)
     assert said.returncode != 0
     assert "no control worker answered within 5 s" in said.stderr
+    # And that one which does not answer now may do it later: the broker gives it the command when it goes on
+    assert "may still carry it out: `celery -A tasks.app inspect sluice` shows what holds" in said.stderr
