@@ -38,6 +38,7 @@ _SAMPLES: Final[dict[str, str]] = {
     "HSET": "HSET {key} f v",
     "HSETNX": "HSETNX {key} f v",
     "LPUSH": "LPUSH {key} v",
+    "LRANGE": "LRANGE {key} 0 0",
     "PEXPIRE": "PEXPIRE {key} 1",
     "PSUBSCRIBE": "PSUBSCRIBE {channel}",
     "PUBLISH": "PUBLISH {channel} m",
@@ -65,8 +66,8 @@ _SAMPLES: Final[dict[str, str]] = {
 _BARE: Final = frozenset({"DISCARD", "EXEC", "INFO", "MULTI", "PING", "PUNSUBSCRIBE", "TIME", "UNWATCH"})
 # Commands that only need the right to read their key.
 _READ_WORDS: Final = (
-    "EVALSHA_RO EVAL_RO EXISTS GET HEXISTS HGET HGETALL HKEYS HLEN HMGET HVALS LLEN SMEMBERS WATCH XINFO|STREAM XLEN "
-    "XREAD XREVRANGE ZCARD ZRANGE ZRANGEBYSCORE"
+    "EVALSHA_RO EVAL_RO EXISTS GET HEXISTS HGET HGETALL HKEYS HLEN HMGET HVALS LLEN LRANGE SMEMBERS WATCH XINFO|STREAM "
+    "XLEN XREAD XREVRANGE ZCARD ZRANGE ZRANGEBYSCORE"
 )
 _READ: Final = frozenset(_READ_WORDS.split())
 _ALLOWED: Final = "OK"

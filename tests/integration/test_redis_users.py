@@ -17,8 +17,8 @@ from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, Program, System
 from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline import acl, wiring
-from pipeline.control_store.rights import ALL, INGEST, OPERATOR, WORKER, Role
-from pipeline.control_store.rights_check import check_rights
+from pipeline.control_store.rights import ALL, INGEST, OPERATOR, USES, WORKER, Role, commands_of
+from pipeline.control_store.rights_check import check_rights, sample_of
 from pipeline.errors import LogIndeterminateError, LogUnavailableError, SettingsError, StoreUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.names import PauseReason
@@ -110,6 +110,14 @@ def test_a_missing_right_is_named_with_the_line_that_gives_it(rig: Rig) -> None:
     for server, problem in zip((rig.control, rig.log), problems, strict=True):
         server.execute_command(*problem[problem.index("ACL SETUSER") :].removesuffix(" (docs/redis-acl.md)").split(" "))
     wiring.check_redis(rig.of(INGEST), "ingest")
+
+
+def test_redis_understands_each_question_about_a_right(control_redis: Server) -> None:
+    # One that it refuses as a wrong call counts as a command that this Redis does not have: then no right is missing
+    with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
+        for command in sorted({one for use in USES for one in commands_of(use)}):
+            words = sample_of(command).format(key="k", channel="c").split()
+            assert client.execute_command("ACL", "DRYRUN", "default", *words) == "OK", command
 
 
 def test_processes_refuse_to_start_as_the_user_of_another_role(rig: Rig) -> None:
