@@ -43,6 +43,7 @@ def main() -> int:
                 wiring.make_history(settings),
                 wiring.make_log(settings),
                 partial(wiring.make_queues(settings).waiting, Queue.CONTROL),
+                wiring.make_counters(settings).memory,
             ),
         )
     except SettingsError as error:

@@ -408,7 +408,10 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
     store, events = wiring.make_control_store(settings, reads_keys=False), wiring.make_control_events(settings)
     history, throttle = wiring.make_history(settings), wiring.make_throttle(settings)
     waiting = partial(wiring.make_queues(settings).waiting, Queue.CONTROL)
-    parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count, throttle, waiting)
+    memory = wiring.make_counters(settings).memory
+    parts = StatusContext(
+        settings, clock, store, events, log, history, storage.dead_letters.count, throttle, waiting, memory
+    )
     try:
         while True:
             status = read_status(parts)

@@ -68,6 +68,7 @@ class StatusContext:
     count_dead_letters: Callable[[], DeadLetterCounts] | None = None
     throttle: Throttle | None = None
     ticks_waiting: Callable[[], int] | None = None  # tasks in the control worker's queue; called if it is silent
+    store_memory: Callable[[], tuple[int, int]] | None = None  # bytes used by the control store, its limit; likewise
 
 
 def read_status(context: StatusContext) -> SystemStatus:
@@ -87,7 +88,9 @@ def read_status(context: StatusContext) -> SystemStatus:
         log_problem=log_problem,
     )
     if inputs.is_controller_silent and store_problem is None:
-        inputs = replace(inputs, ticks_waiting=_ask_queue(context))
+        inputs = replace(
+            inputs, ticks_waiting=_ask_about(context.ticks_waiting), store_memory=_ask_about(context.store_memory)
+        )
     return SystemStatus(
         replace(inputs, database_problem=database_problem, refusals=store.refusals),
         dead_letters=None if letters is None else letters.open,
@@ -98,9 +101,9 @@ def read_status(context: StatusContext) -> SystemStatus:
     )
 
 
-def _ask_queue(context: StatusContext) -> int | None:
+def _ask_about(read: Callable[[], _Answer] | None) -> _Answer | None:
     try:
-        return None if context.ticks_waiting is None else context.ticks_waiting()
+        return None if read is None else read()
     except SluiceError:
         return None
 

@@ -39,12 +39,14 @@ OFFER_SECONDS: Final = 30.0
 class SystemReaders:
     """The adapters that read the whole system. `log` is a separate client, which never appends.
 
-    `ticks_waiting` returns the number of tasks in the control worker's queue; None: it is not asked.
+    `ticks_waiting` returns the number of tasks in the control worker's queue, and `store_memory` the bytes that the
+    control store uses, and its limit (0: none); None: it is not asked.
     """
 
     history: History
     log: EventLog
     ticks_waiting: Callable[[], int] | None = None
+    store_memory: Callable[[], tuple[int, int]] | None = None
 
 
 class Recorder:
@@ -156,8 +158,16 @@ class Recorder:
         now = self._clock.monotonic()
         if self._is_unavailable and seen is not None:
             self._lookout.note_sample(seen, now)
-        self._seen = (now, replace(self._lookout.seen(now), ticks_waiting=self._ticks_waiting(now)))
+        told = replace(self._lookout.seen(now), ticks_waiting=self._ticks_waiting(now), store_memory=self._memory(now))
+        self._seen = (now, told)
         return seen
+
+    def _is_controller_silent(self, now: float) -> bool:
+        control = self._follower.newest
+        if control is None:
+            return False
+        age_seconds = control.controller_age_seconds(now)
+        return age_seconds is None or age_seconds > self._silent_seconds
 
     def _ticks_waiting(self, now: float) -> int | None:
         """The tasks that wait for the control worker, if the controller is silent: they say which process is.
@@ -165,16 +175,26 @@ class Recorder:
         None: unknown. While the controller publishes, this asks nothing.
         """
         ask = self._readers.ticks_waiting
-        control = None if ask is None else self._follower.newest
-        if ask is None or control is None or self._is_unavailable:
-            return None
-        age_seconds = control.controller_age_seconds(now)
-        if age_seconds is not None and age_seconds <= self._silent_seconds:
+        if ask is None or self._is_unavailable or not self._is_controller_silent(now):
             return None
         try:
             return ask()
         except StoreUnavailableError as error:
             logger.debug("it is unknown whether tasks wait for the control worker: %s", error)
+            return None
+
+    def _memory(self, now: float) -> tuple[int, int] | None:
+        """The memory of the control store, if the controller is silent: at its limit, the store takes no tasks.
+
+        It writes no history then. None: unknown.
+        """
+        ask = self._readers.store_memory
+        if ask is None or self._follower.problem is not None or not self._is_controller_silent(now):
+            return None
+        try:
+            return ask()
+        except StoreUnavailableError as error:
+            logger.debug("the memory of the control store is unknown: %s", error)
             return None
 
     def _add(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:

@@ -328,12 +328,27 @@ def _controller(inputs: HealthInputs) -> Iterator[Problem]:
         age = inputs.controller_age
         spoke = "has published no rate yet" if age is None else f"is silent since {clock_time(inputs.at - age)}"
         waiting, look_at = _silent_process(inputs.ticks_waiting)
+        full = _full_store(inputs)
+        if full is not None:
+            waiting, look_at = f"; {full[0]}", full[1]
         yield Problem(
             ProblemCode.CONTROLLER_SILENT,
             Severity.DEGRADED,
             f"The controller {spoke}{waiting}: the last rate holds for a while, then falls to the lowest rate",
             look_at,
         )
+
+
+def _full_store(inputs: HealthInputs) -> tuple[str, str] | None:
+    """That no task can be sent because the control store has no memory left, and where to look; None: it has."""
+    used, limit = inputs.store_memory or (0, 0)
+    if not limit or used < limit:
+        return None
+    figures = f"{used >> 20:,} of {limit >> 20:,} MB"
+    return (
+        f"the control store (Redis) is at its memory limit ({figures}), and takes no tasks",
+        "the memory of the server of REDIS_URL: `redis-cli --bigkeys` shows what takes it; raise its maxmemory",
+    )
 
 
 def _silent_process(ticks_waiting: int | None) -> tuple[str, str]:
@@ -380,6 +395,9 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
         return f"drains need the control store, which {what_it_does(inputs.store_problem)}", "the server of REDIS_URL"
     if inputs.log_problem is not None and not _is_readable(inputs.log_problem):
         return f"drains need the event log, which {_what_the_log_does(inputs.log_problem)}", "the log's server"
+    full = _full_store(inputs)
+    if full is not None:
+        return full
     if inputs.is_controller_silent:
         return (
             "the controller is silent too, so that no worker may run",

@@ -83,6 +83,7 @@ class Outlook:
     no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, if events wait
     bucket_tokens: float | None = None
     ticks_waiting: int | None = None  # tasks in the queue of the control worker; only read if the controller is silent
+    store_memory: tuple[int, int] | None = None  # bytes used by the control store, and its limit (0: none); likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class HealthInputs:
     database_problem: str | None = None
     shadow: Shadow | None = None  # what the policy of RATE_POLICY_SHADOW would decide
     ticks_waiting: int | None = None  # tasks in the queue of the control worker; only read if the controller is silent
+    store_memory: tuple[int, int] | None = None  # bytes used by the control store, and its limit (0: none); likewise
     serves_clients: bool = False  # an ingest process made it: its clients can't reach what it can't reach either
 
     @property
@@ -223,6 +225,7 @@ def make_inputs(
         refused_ratio_max=settings.refused_ratio_max,
         bucket_tokens=outlook.bucket_tokens,
         ticks_waiting=outlook.ticks_waiting,
+        store_memory=outlook.store_memory,
         store_problem=store_problem,
         log_problem=log_problem,
     )

@@ -284,6 +284,23 @@ def test_the_control_workers_queue_is_read_only_while_the_controller_is_silent()
 
     recorder._readers = SystemReaders(rig.history, log, fails)  # type: ignore[arg-type]
     assert second() is None
+    # And so it does of the store's memory, at whose limit no history is written
+    follower.problem = None
+    recorder._readers = SystemReaders(rig.history, log, waiting, lambda: (7, 9))  # type: ignore[arg-type]
+    assert second() == 3
+    assert recorder.outlook(rig.clock.monotonic()).store_memory == (7, 9)
+    rig.server.is_unavailable = True
+    assert second() is None
+    assert recorder.outlook(rig.clock.monotonic()).store_memory == (7, 9)
+    follower.problem = "no answer"
+    assert second() is None
+    assert recorder.outlook(rig.clock.monotonic()).store_memory is None
+    follower.problem = None
+    rig.server.is_unavailable = False
+    ages.append(0.0)
+    assert second() is None
+    assert recorder.outlook(rig.clock.monotonic()).store_memory is None
+    ages.append(None)
     # Nor is it asked while the store is unavailable
     recorder._readers = readers
     rig.server.is_unavailable = True

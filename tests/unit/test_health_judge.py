@@ -68,6 +68,20 @@ REPLICAS_MISSING = "the event log (Redis) can't be used: it has no replica that 
             "degraded",
             ("22:13:04 UTC; no task waits in its queue", "Beat, which sends no ticks; if it does, the log of the"),
         ),
+        (
+            {"controller_age": 15.1, "store_memory": (256 << 20, 256 << 20), "ticks_waiting": 3},
+            "degraded",
+            (
+                "22:13:04 UTC; the control store (Redis) is at its memory limit (256 of 256 MB), and takes no tasks",
+                "the memory of the server of REDIS_URL",
+            ),
+        ),
+        (
+            {"controller_age": 15.1, "store_memory": (255 << 20, 256 << 20), "ticks_waiting": 3},
+            "degraded",
+            ("22:13:04 UTC; 3 tasks wait in its queue",),
+        ),
+        ({"controller_age": 15.1, "store_memory": (9 << 20, 0)}, "degraded", ("Beat and the control worker: do both",)),
         ({"controller_age": None, "rate": None}, "degraded", ("has published no rate yet",)),
         ({"mode": Mode.UNKNOWN, "lag": None}, "degraded", ("does not know the lag",)),
         ({"mode": Mode.DEGRADED, "lag": 16_000}, "degraded", ("16,000 events wait", "about 20 s", "now 800/s")),
@@ -221,6 +235,10 @@ def test_health_reads_what_the_adapters_of_redis_write(error: Exception, does: s
         ),
         ({"alarms": (LOCKED,)}, "although 12 wait: log_events is locked by pid 7 of ann"),
         ({"controller_age": None, "mode": Mode.UNKNOWN}, "the controller is silent too"),
+        (
+            {"controller_age": None, "mode": Mode.UNKNOWN, "store_memory": (5 << 20, 1 << 20)},
+            "the control store (Redis) is at its memory limit (5 of 1 MB), and takes no tasks",
+        ),
         ({"store_problem": "refused", "mode": Mode.UNKNOWN}, "drains need the control store, which does not answer"),
         ({"log_problem": "refused"}, "drains need the event log, which does not answer"),
         ({"log_problem": LOG_REFUSES}, "drains need the event log, which refuses requests"),

@@ -91,12 +91,17 @@ def test_the_queue_of_the_control_worker_is_asked_only_while_the_controller_is_s
             raise answer
         return answer
 
-    parts = StatusContext(rig.settings, clock, rig.store, rig.events, MemoryLog(partitions=2), ticks_waiting=waiting)
+    parts = StatusContext(
+        rig.settings, clock, rig.store, rig.events, MemoryLog(partitions=2), ticks_waiting=waiting,
+        store_memory=lambda: (7, 9),
+    )  # fmt: skip
+    assert read_status(replace(parts, ticks_waiting=None)).inputs.store_memory is None
     assert (read_status(parts).inputs.ticks_waiting, len(answers)) == (None, 2)
     # When it is silent, then the queue is asked, and a queue that does not answer hides nothing else
     clock.advance(600.0)
     assert read_status(parts).inputs.ticks_waiting == 3
     silent = read_status(parts).inputs
+    assert silent.store_memory == (7, 9)
     assert (silent.ticks_waiting, silent.is_controller_silent, answers) == (None, True, [])
     # And not while the control store is away
     away: Any = AwayStore()
