@@ -15,6 +15,9 @@ from pipeline.ports.history import COUNTS, LEVEL_COUNTS, PROTOCOL_COUNTS, Histor
 from pipeline.settings import Settings
 
 FRESH_SECONDS: Final = 5.0  # maximum age of a sample that counts as current
+# The refusals of a second may have come at the rates of so many samples: its own, and those before. Each process adds
+# its counts once a second, at a time of its own.
+_RATES_KEPT: Final = 3
 GAP_SECONDS: Final = 5.0  # if two entries are further apart, their difference gives no rate
 
 
@@ -25,7 +28,7 @@ class _Flow:
     at: float
     seconds: float
     counts: Mapping[str, float]
-    rate: float | None  # events/s that was admitted then, as the process saw it that wrote the entry
+    rate: float | None  # the lowest rate that was admitted then, events/s, as the process saw it that wrote the entry
 
 
 class Lookout:
@@ -36,6 +39,8 @@ class Lookout:
         entries_max = int(max(settings.refused_seconds, PACE_SECONDS)) + 10
         self._flows: deque[_Flow] = deque(maxlen=entries_max)
         self._own_flows: deque[_Flow] = deque(maxlen=entries_max)
+        self._rates: deque[float] = deque(maxlen=_RATES_KEPT)  # of the newest entries; those that are known
+        self._own_rates: deque[float] = deque(maxlen=_RATES_KEPT)
         self._consumed: deque[tuple[float, int]] = deque(maxlen=int(PACE_SECONDS) + 2)
         self._levels: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=int(PACE_SECONDS) + 2)
         self._protocols: deque[tuple[float, Mapping[str, int]]] = deque(maxlen=int(PACE_SECONDS) + 2)
@@ -62,7 +67,8 @@ class Lookout:
         for entry, at_most in zip(entries, _times(entries, entries[-1].at if now is None else now), strict=True):
             at = max(self._at, at_most)
             before, self._last = self._last, entry
-            flow = None if before is None else _flow(before, entry, at)
+            _add_rate(self._rates, entry.sample.get("rate"))
+            flow = None if before is None else _flow(before, entry, at, min(self._rates, default=None))
             if flow is not None:
                 self._flows.append(flow)
             if len(entry.levels) == len(LEVEL_COUNTS):
@@ -74,7 +80,8 @@ class Lookout:
 
     def note_own(self, counts: Mapping[str, int], seconds: float, now: float, rate: float | None = None) -> None:
         """Add this process' own counts, and the rate that held; they are used only if there is no history."""
-        self._own_flows.append(_Flow(now, seconds, counts, rate))
+        _add_rate(self._own_rates, rate)
+        self._own_flows.append(_Flow(now, seconds, counts, min(self._own_rates, default=None)))
 
     def note_sample(self, sample: Mapping[str, Any], at: float) -> None:
         """Add a sample of how far the log was consumed, according to the log."""
@@ -194,7 +201,12 @@ def _times(entries: Sequence[HistoryEntry], newest: float) -> list[float]:
     return times[::-1]
 
 
-def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:
+def _add_rate(rates: deque[float], rate: float | None) -> None:
+    if rate is not None:
+        rates.append(rate)
+
+
+def _flow(before: HistoryEntry, entry: HistoryEntry, at: float, rate: float | None) -> _Flow | None:
     """The difference of two entries' totals, if they are close together and there was no flush between them."""
     if len(before.counts) != len(COUNTS) or len(entry.counts) != len(COUNTS):  # another version has other counts
         return None
@@ -202,7 +214,7 @@ def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:
     growth = [new - old for old, new in zip(before.counts, entry.counts, strict=True)]
     if not 0 < seconds <= GAP_SECONDS or min(growth) < 0:
         return None
-    return _Flow(at, seconds, dict(zip(COUNTS, growth, strict=True)), entry.sample.get("rate"))
+    return _Flow(at, seconds, dict(zip(COUNTS, growth, strict=True)), rate)
 
 
 def _pace(consumed: Sequence[tuple[float, int]]) -> float | None:

@@ -43,15 +43,17 @@ def test_refusals_are_counted_by_the_rate_at_which_they_came() -> None:
     ]
     traffic = outlook_of(entries, SETTINGS, 40.0).traffic
     assert traffic is not None
-    assert traffic.refused_at == {1000.0: 30.0 * (10 + 5), 100.0: 30.0 * 9}
+    # Then what is counted after a rise may have been refused before: processes add their counts once a second
+    assert traffic.refused_at == {1000.0: 30.0 * (10 + 3), 100.0: 30.0 * (9 + 3)}
     # The window is that of the share
     shorter = outlook_of(entries, replace(SETTINGS, refused_seconds=25.0), 40.0).traffic
     assert shorter is not None
-    assert shorter.refused_at == {1000.0: 150.0, 100.0: 120.0}
+    assert shorter.refused_at == {1000.0: 90.0, 100.0: 210.0}
     # A process without a history has its own rate
     lookout = Lookout(SETTINGS)
-    lookout.note_own({**dict.fromkeys(COUNTS, 0), "refused": 7}, 1.0, 3.0, 50.0)
-    own = lookout.seen(4.0).traffic
+    for second, (refused, rate) in enumerate([(0, 50.0), (7, 900.0)]):
+        lookout.note_own({**dict.fromkeys(COUNTS, 0), "refused": refused}, 1.0, float(second), rate)
+    own = lookout.seen(2.0).traffic
     assert own is not None
     assert own.refused_at == {50.0: 7.0}
 
