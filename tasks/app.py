@@ -24,6 +24,7 @@ from tasks import signing
 from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
+from tasks.hints import DRAIN_TASK
 from tasks.known_pauses import KnownPauses
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseFollower, PauseStep
@@ -125,11 +126,11 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             KombuQueue(queue.value, Exchange(queue.value, type="direct"), routing_key=queue.value) for queue in Queue
         ],
         "task_create_missing_queues": False,
-        "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
+        "task_routes": {DRAIN_TASK: {"queue": Queue.BATCHES.value}},
         # A task over its limit can only be frozen (a stopped server, a lost packet): its process is killed.
         "task_time_limit": CONTROL_SECONDS_MAX,
         "task_annotations": {
-            "sluice.drain": {"time_limit": settings.drain_hard_seconds_max},
+            DRAIN_TASK: {"time_limit": settings.drain_hard_seconds_max},
             "sluice.regulate": {"time_limit": MIGRATION_SECONDS_MAX},  # its first run migrates the schema
         },
         "timezone": "UTC",

@@ -41,7 +41,6 @@ BINDINGS_SECONDS: Final = 30.0
 # next look for messages of killed workers, which comes every 5 s (`unacked_restore_interval`).
 ACK_TIMEOUT_SECONDS_MIN: Final = 15.0
 OURS: Final = "sluice."  # prefix of our tasks' names
-DRAIN_TASK: Final = "sluice.drain"  # the only task of the queue `batches`
 
 
 def _is_of_the_broker(error: Exception, lists: Any) -> bool:

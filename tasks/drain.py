@@ -17,7 +17,7 @@ from pipeline.ports.control import Pause, paused
 from pipeline.settings import Settings
 from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
-from tasks.hints import give_back_hint, is_hinted, send_hint
+from tasks.hints import DRAIN_TASK, give_back_hint, is_hinted, send_hint
 from tasks.known_pauses import KnownPauses, QuietWorker
 from tasks.pausing import pause_until_resumed
 
@@ -39,7 +39,7 @@ _NO_NEXT_HINT: Final = frozenset(
 )
 
 
-@shared_task(name="sluice.drain", bind=True)
+@shared_task(name=DRAIN_TASK, bind=True)
 def drain_partition(self: Any, partition: int, hint: str | None = None) -> str:
     """Move a partition's events from the event log to PostgreSQL for a limited time, then send the next hint.
 

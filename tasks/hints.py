@@ -26,8 +26,8 @@ HINT_SECONDS_MAX: Final = 5.0  # after this time, a hint that has not arrived co
 HINTS_WAITING_MAX: Final = (
     4  # for each share of the partitions, in a queue without a consumer: more hints would start no more drains
 )
-DRAIN: Final = "sluice.drain"  # the task of a hint
-_ARGUMENTS: Final = re.compile(r"\((\d+),")  # of a hint, as text
+DRAIN_TASK: Final = "sluice.drain"  # the task of a hint, and the only one of the queue `batches`
+_ARGUMENTS: Final = re.compile(r"\(([0-9]{1,9}),")  # of a hint, as text
 
 # After the sink did not say which partitions have a drain, it is not asked again for this time: a silent server would
 # hold up the ticks of the control loop.
@@ -45,8 +45,8 @@ def hinted(messages: Iterable[str]) -> set[int]:
     for message in messages:
         try:
             headers = json.loads(message)["headers"]
-            is_hint, arguments = headers["task"] == DRAIN, str(headers["argsrepr"])
-        except (ValueError, LookupError, TypeError):
+            is_hint, arguments = headers["task"] == DRAIN_TASK, str(headers["argsrepr"])
+        except (ValueError, LookupError, TypeError, RecursionError):
             continue  # no message of Celery: the worker that takes it reports it
         partition = _ARGUMENTS.match(arguments) if is_hint else None
         if partition is not None:
@@ -101,7 +101,7 @@ def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
     """Send a hint. If this fails, the next fallback hint replaces it."""
     try:
         app.send_task(
-            DRAIN,
+            DRAIN_TASK,
             args=(partition,),
             kwargs={"hint": hint},
             queue=Queue.BATCHES.value,

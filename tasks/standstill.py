@@ -7,8 +7,8 @@ from celery import Celery
 
 from pipeline.names import Queue, SinkName
 from pipeline.text import some_of
+from tasks.hints import DRAIN_TASK
 
-_DRAIN: Final = "sluice.drain"
 # Time for workers to answer; they answer within milliseconds, and Celery always waits this whole time.
 _ANSWER_SECONDS: Final = 0.5
 
@@ -60,11 +60,11 @@ def words(
     if not workers:
         return "no worker takes batches: none runs, or they are frozen"
     for worker in workers:
-        told = next((task for task in tasks.get(worker, ()) if task.startswith(f"{_DRAIN} ")), "")
+        told = next((task for task in tasks.get(worker, ()) if task.startswith(f"{DRAIN_TASK} ")), "")
         limit = re.search(r"rate_limit=(?!0\b|None\b)([^\s\]]+)", told)
         if limit is not None:
             return f"{worker}, of an older version, has a rate limit of Celery's, {limit[1]}: a restart lifts it"
-    drains = [task for worker in workers for task in active.get(worker, ()) if task.get("name") == _DRAIN]
+    drains = [task for worker in workers for task in active.get(worker, ()) if task.get("name") == DRAIN_TASK]
     if any(_is_in_share(partition, list(task.get("args", ()))[:1], drains_max) for task in drains):
         return f"its drain has begun and holds nothing yet: it waits for the event log, Redis or {sink}"
     silent = [worker for worker in workers if worker not in active or worker not in stats]

@@ -259,6 +259,7 @@ def test_a_hint_that_waits_in_the_queue_is_not_lost_however_long_it_waits(rig: R
     # Given a worker with few processes: the hints of two partitions wait for one, beside what is no hint
     rig.queue = [message(partition=2), message(partition=0), message("sluice.probe", 1), message(partition="'3'"), "{]"]
     rig.queue += ["[]", '{"headers": [1]}', '{"headers": {"task": "sluice.drain"}}', message(partition=2)]
+    rig.queue += [message(partition="9" * 5000), "[" * 100_000]
     # Then the others get hints, whenever it is
     for _ in range(3):
         assert rig.tick() == [1, 3]
