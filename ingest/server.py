@@ -217,12 +217,10 @@ async def _make_server(place: Listener, settings: Settings, context: ssl.SSLCont
         return IngestProtocol(place=taken, loop=server.loop, app=place.app, connections=server.connections)
 
     counter = place.app.ctx.http.connections
-    seconds_max = (
-        settings.request_seconds_max
-    )  # for the handshake, as for a request: neither must hold a place for long
-    return _Server(
-        server, TlsListener(place.listener, counter, make_protocol, context=context, seconds_max=seconds_max)
-    )
+    # A handshake has as much time as a request: neither must hold a place for long.
+    seconds_max = settings.request_seconds_max
+    tls = TlsListener(place.listener, counter, make_protocol, context=context, seconds_max=seconds_max)
+    return _Server(server, tls)
 
 
 async def _until_accepting(service: IngestService, stopping: asyncio.Event) -> None:

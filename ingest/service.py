@@ -282,17 +282,20 @@ class IngestService:
         self.metrics.connection_refusals.labels(reason.value).inc()
         if self._is_to_be_logged(reason):
             settings = self.settings
-            limit = {
-                ConnectionRefusal.PROCESS: f"INGEST_CONNECTIONS_MAX={settings.ingest_connections_max}",
+            why = {
+                ConnectionRefusal.PROCESS: (
+                    f"this process has as many connections as INGEST_CONNECTIONS_MAX={settings.ingest_connections_max}"
+                ),
                 ConnectionRefusal.ADDRESS: (
+                    "its address has as many connections as "
                     f"INGEST_CONNECTIONS_PER_ADDRESS_MAX={settings.ingest_connections_per_address_max}"
                 ),
-                ConnectionRefusal.OPERATORS: f"OPERATOR_PORT takes {settings.operator_connections_max}",
+                ConnectionRefusal.OPERATORS: f"OPERATOR_PORT has {settings.operator_connections_max} connections",
             }[reason]
             logger.warning(
-                "a connection of %s is refused: all that it may have are open (%s)",
-                peer,
-                limit,
+                "a connection from %s is refused: %s",
+                peer or "an unknown address",
+                why,
                 extra={"action": "connection_refused"},
             )
 

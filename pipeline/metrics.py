@@ -170,7 +170,7 @@ INGEST_CONNECTIONS: Final = Declared(
 # `process` grows: many clients connect, or somebody holds connections open. `address`: one address has all that it may.
 INGEST_CONNECTION_REFUSALS: Final = Declared(
     "sluice_ingest_connection_refusals",
-    "Connections refused with 503, or closed, by limit (INGEST_CONNECTIONS_MAX, INGEST_CONNECTIONS_PER_ADDRESS_MAX)",
+    "Connections refused with 503, or closed, by limit: of the process, of one address, of OPERATOR_PORT",
     ("reason",),
 )
 # Near BODIES_BYTES_MAX, clients with large bodies get 503: many of them stall, or the limit is too low.

@@ -48,7 +48,7 @@ class TlsListener:
         self._context = context
         self._seconds_max = seconds_max
         self._loop = asyncio.get_running_loop()
-        self._handshakes: dict[asyncio.Task[None], socket.socket] = {}
+        self._handshakes: dict[asyncio.Task[None], tuple[socket.socket, IngestProtocol]] = {}
         self._pause: asyncio.TimerHandle | None = None
         self._has_failed = False
 
@@ -63,7 +63,9 @@ class TlsListener:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        for accepted in self._handshakes.values():
+        for accepted, protocol in self._handshakes.values():
+            if protocol.has_begun:  # its task does not know it yet
+                continue
             # Its task ends as after any client that leaves. Cancelled at its start, it would leave TLS to itself.
             with contextlib.suppress(OSError):
                 accepted.shutdown(socket.SHUT_RDWR)
@@ -95,7 +97,7 @@ class TlsListener:
         accepted.setblocking(False)
         protocol = self._make_protocol(place)
         handshake = self._loop.create_task(self._shake_hands(accepted, protocol))
-        self._handshakes[handshake] = accepted
+        self._handshakes[handshake] = accepted, protocol
 
         def end(ended: asyncio.Task[None]) -> None:
             del self._handshakes[ended]

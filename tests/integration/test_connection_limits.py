@@ -18,6 +18,8 @@ import pytest
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request
 from ingest.http import tls_listener
+from ingest.http.protocol import IngestProtocol
+from ingest.http.tls_listener import TlsListener
 from stack.servers import free_port
 from support.certificates import Authority, Certificate, openssl_problem
 from support.running_ingest import RunningIngest, edge_settings, eventually, running_ingest, sample
@@ -298,6 +300,33 @@ def test_a_stop_ends_handshakes_at_once(secured: Callable[..., Secured]) -> None
     assert rig.count == 0
 
 
+def test_a_stop_right_after_a_handshake_does_not_cut_the_connection(
+    monkeypatch: pytest.MonkeyPatch, secured: Callable[..., Secured]
+) -> None:
+    # Given a stop in the turn of the event loop in which a handshake ends: a request may have come with it
+    listeners: list[TlsListener] = []
+    start, close, connection_made = TlsListener.start, TlsListener.close, IngestProtocol.connection_made
+    is_stopping = False
+
+    def started(listener: TlsListener) -> None:
+        listeners.append(listener)
+        start(listener)
+
+    def made(protocol: IngestProtocol, transport: Any) -> None:
+        connection_made(protocol, transport)
+        if is_stopping:
+            close(listeners[0])
+
+    monkeypatch.setattr(TlsListener, "start", started)
+    monkeypatch.setattr(TlsListener, "close", lambda _: None)  # once is enough
+    monkeypatch.setattr(IngestProtocol, "connection_made", made)
+    rig = secured()
+    is_stopping = True
+    # Then the request is answered
+    assert rig.status()[0] == 200
+    rig.leave()
+
+
 def test_ingest_accepts_again_after_it_had_no_files(
     secured: Callable[..., Secured], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,7 +357,7 @@ def test_ingest_accepts_again_after_it_had_no_files(
 # --- One address ------------------------------------------------------------------------------------------------------
 
 
-def test_one_address_has_a_limit_of_its_own() -> None:
+def test_one_address_has_a_limit_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     with running_ingest(ingest_connections_per_address_max=PER_ADDRESS_MAX) as edge, contextlib.ExitStack() as held:
 
         def open_one(source: str) -> Wire:
@@ -339,7 +368,7 @@ def test_one_address_has_a_limit_of_its_own() -> None:
         before = edge.service.count_connections()
         wires = [open_one(ONE) for _ in range(PER_ADDRESS_MAX)]
         assert [wire.answer().status for wire in wires] == [200] * PER_ADDRESS_MAX
-        # When one address has all that it may have, Then its next one gets a 503, and other addresses are served
+        # When one address has all that it may have, then its next one gets a 503, and other addresses are served
         for _ in range(3):
             refused = open_one(ONE)
             answer = refused.answer()
@@ -349,6 +378,12 @@ def test_one_address_has_a_limit_of_its_own() -> None:
             assert refused.is_closed()
         assert open_one(OTHER).answer().status == 200
         assert (refusals(edge, "address"), refusals(edge, "process")) == (3, 0)
+        # Which the log says once a minute
+        said = [line.getMessage() for line in caplog.records if "is refused" in line.getMessage()]
+        assert said == [
+            f"a connection from {ONE} is refused: its address has as many connections as "
+            f"INGEST_CONNECTIONS_PER_ADDRESS_MAX={PER_ADDRESS_MAX}"
+        ]
         # And each that leaves makes room for one
         wires.pop().socket.close()
         eventually(lambda: edge.service.count_connections() == before + PER_ADDRESS_MAX, "one has left")
