@@ -15,6 +15,9 @@ class Queue(StrEnum):
     CONTROL = "control"  # regulate, probe and the task that sends hints
 
 
+DRAIN_TASK: Final = "sluice.drain"  # a hint for a partition, and the only task of the queue `batches`
+
+
 class Mode(StrEnum):
     """The mode of the rate policy, by the lag."""
 

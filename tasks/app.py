@@ -15,7 +15,7 @@ from beat_schedule import beat_schedule
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.loops import Loops
-from pipeline.names import Queue
+from pipeline.names import DRAIN_TASK, Queue
 from pipeline.redis_link import broker_options, tls_options
 from pipeline.settings import Settings, ignore_variables_of_others, misspelled_settings, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
@@ -24,7 +24,6 @@ from tasks import signing
 from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
-from tasks.hints import DRAIN_TASK
 from tasks.known_pauses import KnownPauses
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseFollower, PauseStep

@@ -12,12 +12,12 @@ from pipeline.drain import drain, drain_in_turn
 from pipeline.drain.report import DrainOutcome, DrainReport
 from pipeline.errors import PermanentError, StoreUnavailableError, in_brief
 from pipeline.late_begin import LateBegin, late_begin_data, late_begin_words
-from pipeline.names import ControlEventKind, DropReason, PauseReason
+from pipeline.names import DRAIN_TASK, ControlEventKind, DropReason, PauseReason
 from pipeline.ports.control import Pause, paused
 from pipeline.settings import Settings
 from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
-from tasks.hints import DRAIN_TASK, give_back_hint, is_hinted, send_hint
+from tasks.hints import give_back_hint, is_hinted, send_hint
 from tasks.known_pauses import KnownPauses, QuietWorker
 from tasks.pausing import pause_until_resumed
 

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from pipeline.clock import Clock
 from pipeline.control_store.redis_queues import RedisQueues
 from pipeline.errors import SluiceError, StoreUnavailableError
-from pipeline.names import Queue
+from pipeline.names import DRAIN_TASK, Queue
 from pipeline.ports.control import Leases
 from pipeline.ports.offset_store import OffsetStore
 
@@ -26,7 +26,6 @@ HINT_SECONDS_MAX: Final = 5.0  # after this time, a hint that has not arrived co
 HINTS_WAITING_MAX: Final = (
     4  # for each share of the partitions, in a queue without a consumer: more hints would start no more drains
 )
-DRAIN_TASK: Final = "sluice.drain"  # the task of a hint, and the only one of the queue `batches`
 _ARGUMENTS: Final = re.compile(r"\(([0-9]{1,9}),")  # of a hint, as text
 
 # After the sink did not say which partitions have a drain, it is not asked again for this time: a silent server would

@@ -19,11 +19,10 @@ from pipeline.clock import SystemClock
 from pipeline.control_store.redis_queues import RedisQueues
 from pipeline.errors import StoreUnavailableError
 from pipeline.loops import Loops
-from pipeline.names import LoopName, Queue
+from pipeline.names import DRAIN_TASK, LoopName, Queue
 from pipeline.settings import Settings
 from tasks.consumer import messages_taken
 from tasks.forced_shutdown import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
-from tasks.hints import DRAIN_TASK
 from tasks.pause import PauseFollower
 
 _logger = logging.getLogger(__name__)

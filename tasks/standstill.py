@@ -5,9 +5,8 @@ from typing import Any, Final
 
 from celery import Celery
 
-from pipeline.names import Queue, SinkName
+from pipeline.names import DRAIN_TASK, Queue, SinkName
 from pipeline.text import some_of
-from tasks.hints import DRAIN_TASK
 
 # Time for workers to answer; they answer within milliseconds, and Celery always waits this whole time.
 _ANSWER_SECONDS: Final = 0.5
