@@ -58,8 +58,8 @@ def make_pool(settings: Settings, name: str, **options: Any) -> ConnectionPool:
             if query_of(url):
                 pool.connection_class(**pool.connection_kwargs)  # checks them, and does not connect
         except (TypeError, ValueError) as error:
-            unknown = _UNKNOWN_OPTION.search(str(error))
-            what = f"the option {unknown[1]}, which its client does not take" if unknown else f"a wrong option: {error}"
+            unknown = unknown_option(error)
+            what = f"the option {unknown}, which its client does not take" if unknown else f"a wrong option: {error}"
             raise SettingsError(f"{name.upper()} has {what}") from error
         return pool
     return sentinel_pool(
@@ -104,6 +104,12 @@ def broker_options(settings: Settings) -> tuple[str, dict[str, Any]]:
         "sentinels": [list(one) for one in address.sentinels],
         "sentinel_kwargs": sentinel_options(settings, settings.redis_url),
     }
+
+
+def unknown_option(error: Exception) -> str | None:
+    """The option of a URL that a client does not take, by its error; None if that is another one."""
+    found = _UNKNOWN_OPTION.search(str(error))
+    return found and found[1]
 
 
 def has_answered(error: Exception) -> bool:

@@ -8,7 +8,7 @@ import sys
 from typing import Any, Final, cast
 
 from celery import Celery
-from kombu import Exchange
+from kombu import Connection, Exchange
 from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
@@ -16,7 +16,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.loops import Loops
 from pipeline.names import DRAIN_TASK, Queue
-from pipeline.redis_link import broker_options, tls_options
+from pipeline.redis_link import broker_options, tls_options, unknown_option
 from pipeline.settings import Settings, ignore_variables_of_others, misspelled_settings, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
@@ -58,7 +58,8 @@ class SluiceCelery(Celery):
 
 
 def make_app(settings: Settings) -> SluiceCelery:
-    """A Celery application for these settings."""
+    """A Celery application for these settings. Raises SettingsError if Celery does not take an option of REDIS_URL."""
+    _check_options(settings)
     app = SluiceCelery(settings)
     app.conf.update(celery_settings(settings) | signing.celery_settings(settings))
     signing.set_up(settings)
@@ -74,6 +75,15 @@ def make_app(settings: Settings) -> SluiceCelery:
     connect_drops(settings, app.sluice_loops)
     use_transport()
     return app
+
+
+def _check_options(settings: Settings) -> None:
+    try:
+        Connection(broker_options(settings)[0])  # reads the URL, and does not connect
+    except TypeError as error:
+        option = unknown_option(error)
+        what = f"the option {option}" if option else f"an option ({error})"
+        raise SettingsError(f"REDIS_URL has {what}, which Celery does not take") from error
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:

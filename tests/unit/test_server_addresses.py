@@ -12,6 +12,7 @@ from pipeline.redis_link import make_pool
 from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema
 from pipeline.sink.session import connect
+from tasks.app import make_app
 
 PASSWORD = "odd-Passw0rd"
 NOBODY = "127.0.0.1:1"
@@ -99,6 +100,14 @@ def test_an_option_that_no_connection_to_redis_has_is_named(name: str, options: 
     assert options.partition("=")[0] in words
     assert "__init__" not in words
     assert PASSWORD not in words
+
+
+@pytest.mark.parametrize("option", ["socket_timeout", "application"])
+def test_an_option_of_redis_that_celery_does_not_take_is_named(option: str) -> None:
+    # Beat would end in a traceback, and redis-py takes the first one
+    settings = Settings.from_environ({"REDIS_URL": f"redis://sluice:{PASSWORD}@{NOBODY}/0?{option}=5"})
+    with pytest.raises(SettingsError, match=f"REDIS_URL has the option {option}, which Celery does not take"):
+        make_app(settings)
 
 
 def test_status_ends_with_one_line_where_the_event_log_can_not_be_made(
