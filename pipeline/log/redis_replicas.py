@@ -105,7 +105,9 @@ class ReplicaConfirmation:
             left = max(0.0, deadline - now)
             wait_ms = max(1, int(min(wait_seconds, left) * 1000))  # 0: without limit
             wire.send(*command, wait_ms)
-            answer = wire.receive_in_time(wait_ms / 1000, grace_seconds=CONFIRM_GRACE_SECONDS)
+            # A server that stands still for a moment has the whole time for its response.
+            grace_seconds = max(0.0, left - wait_ms / 1000) + CONFIRM_GRACE_SECONDS
+            answer = wire.receive_in_time(wait_ms / 1000, grace_seconds=grace_seconds)
             synced, count = answer if facts.can_wait_for_disks else (own, answer)
             confirmed = int(count) if synced >= own else 0
             now = self._clock.monotonic()
