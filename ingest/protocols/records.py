@@ -166,7 +166,8 @@ def _value(value: object) -> AttributeValue:
         case int():
             return value if _INT64_MIN <= value <= _INT64_MAX else str(value)
         case float():
-            return value if math.isfinite(value) else str(value)
+            is_kept = math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)  # PostgreSQL has no -0.0
+            return value if is_kept else str(value)
         case bytes() | bytearray() | memoryview():
             return base64.b64encode(value).decode()
         case _:

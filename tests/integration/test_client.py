@@ -1,12 +1,16 @@
 """`python -m ingest.client` against an ingest on a real socket."""
 
+import contextlib
 import gzip
 import io
 import json
+import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 import uuid
 from collections import Counter
@@ -84,7 +88,34 @@ def test_all_is_sent_with_ids_and_counted(edge: RunningIngest, tmp_path: Path, o
     assert records[3].event_id == "mine"
     assert len({record.event_id for record in records}) == 450
     assert all(uuid.UUID(record.event_id).version == 7 for record in records if record.event_id != "mine")
-    assert ("100%" in done.stderr) == ("--quiet" not in options)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_terminal_gets_a_progress_bar(edge: RunningIngest, tmp_path: Path, options: tuple[str, ...]) -> None:
+    terminal, screen = pty.openpty()
+    termios.tcsetwinsize(screen, (24, 80))
+    words, environ = command(edge.port, *options, ndjson(tmp_path / "a.ndjson", [sample()]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, terminal)
+        try:
+            done = subprocess.run(
+                words,
+                cwd=ROOT,
+                env=environ,
+                stderr=screen,
+                stdout=subprocess.PIPE,
+                timeout=RUN_SECONDS_MAX,
+                check=False,
+            )
+        finally:
+            os.close(screen)
+        assert done.returncode == 0
+        text = b""
+        with contextlib.suppress(OSError):  # its end: nobody has the other side open any more
+            while piece := os.read(terminal, 4096):
+                text += piece
+    assert (b"100%" in text) == (not options)
 
 
 def test_several_files_and_standard_input(edge: RunningIngest, tmp_path: Path) -> None:

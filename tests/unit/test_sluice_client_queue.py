@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingest.codecs.event_bodies import parse_body
@@ -34,6 +34,7 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 
 @settings(max_examples=50)
+@example(texts=("", "", ""), attributes={"zero": -0.0}, timestamp_ms=0, surrogate="")
 @given(
     texts=st.tuples(st.text(), st.text(), st.text()),
     attributes=st.dictionaries(st.text(), VALUES),
@@ -68,12 +69,12 @@ def test_attributes_are_flat_and_within_their_limit() -> None:
 
     given = {
         "a": {"b": {"c": 1}}, "list": [1, {"x": 2}], "none": None, "big": 2**70, "nan": float("nan"),
-        "circle": circle, "bad": Bad(), "id": uuid.UUID(int=5), "flag": True,
+        "circle": circle, "bad": Bad(), "id": uuid.UUID(int=5), "flag": True, "minus": -0.0,
     }  # fmt: skip
     found = json.loads(line_of(**fields(attributes=given)))["attributes"]
     assert found == {
         "a.b.c": 1, "list": '[1,{"x":2}]', "big": str(2**70), "nan": "nan", "circle": "[[...]]", "bad": "<Bad>",
-        "id": "00000000-0000-0000-0000-000000000005", "flag": True,
+        "id": "00000000-0000-0000-0000-000000000005", "flag": True, "minus": "-0.0",
     }  # fmt: skip
     many = json.loads(line_of(**fields(attributes={str(n): n for n in range(3000)})))["attributes"]
     assert (len(many), many[DROPPED_KEY]) == (64, 3000 - 63)

@@ -165,7 +165,8 @@ def _value(value: object) -> AttributeValue:
         case int():
             return int(value) if -(2**63) <= value < 2**63 else _text_of(int(value))
         case float():
-            return float(value) if math.isfinite(value) else str(float(value))
+            is_kept = math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)  # PostgreSQL has no -0.0
+            return float(value) if is_kept else str(float(value))
         case list() | tuple() | set() | frozenset() | Mapping():
             return _storable(_compact_json(value))
         case _:
