@@ -543,7 +543,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
         )
     if inputs.override is None and _limits_of_accounts(inputs, traffic):
         return (
-            "accounts offer more than their own limits, and the rate has room",
+            "accounts offer more than their own limits or fair shares, and the rate has room",
             "whether the limits are meant: `celery -A tasks.app inspect account_limits` shows them, ACCOUNT_LIMITS and "
             "`celery -A tasks.app control set_account_limit` change them",
         )

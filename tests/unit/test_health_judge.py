@@ -387,7 +387,7 @@ def test_accounts_at_their_own_limits_do_not_make_the_system_full() -> None:
     own = Refusals({"192.0.2.1": {"share": Refused(9, 900)}})
     found = refusing(traffic=replace(HALF, admitted=100.0), refusals=own)
     assert "At its limit" not in found.what
-    assert "accounts offer more than their own limits, and the rate has room; " in found.what
+    assert "accounts offer more than their own limits or fair shares, and the rate has room; " in found.what
     assert found.what.endswith(": 192.0.2.1 (100 %)")
     assert "ACCOUNT_LIMITS" in found.look_at
     # But where the rate is used up, shares of it are no limits of accounts
