@@ -210,9 +210,15 @@ def _problems_of(url: re.Match[str]) -> Iterator[str]:
 
 
 def _is_encodable(host: str) -> bool:
-    """Whether a host's name can be asked for: each part between two dots has 1 to 63 characters."""
+    """Whether a host's name can be looked up: each part between two dots has 1 to 63 characters.
+
+    The path of a socket, as %2Frun%2Fpostgresql, is no name.
+    """
+    name = unquote(host)
+    if name.startswith(("/", "@")):
+        return True
     try:
-        host.encode("idna")
+        name.encode("idna")
     except UnicodeError:
         return False
     return True

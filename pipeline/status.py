@@ -137,7 +137,7 @@ class _Store:
     """
 
     context: StatusContext
-    is_away: bool = False
+    is_unavailable: bool = False
     unanswered: dict[str, str] = field(default_factory=dict)
     events: tuple[ControlEvent, ...] = ()
     entries: Sequence[HistoryEntry] = ()
@@ -154,13 +154,13 @@ class _Store:
             self.refusals = self._ask("refused accounts", throttle.reported)
 
     def _ask(self, what: str, question: Callable[[], _Answer]) -> _Answer | None:
-        if self.is_away:
+        if self.is_unavailable:
             return None
         try:
             return question()
         except SluiceError as error:
             self.unanswered[what] = str(error)
-            self.is_away = not isinstance(error, StoreRefusesError)
+            self.is_unavailable = not isinstance(error, StoreRefusesError)
             return None
 
 
@@ -170,7 +170,7 @@ def _ask_store(context: StatusContext) -> tuple[ControlState | None, str | None,
     try:
         state = context.store.state()
     except SluiceError as error:
-        problem, store.is_away = str(error), not isinstance(error, StoreRefusesError)
+        problem, store.is_unavailable = str(error), not isinstance(error, StoreRefusesError)
     store.ask_all()
     return state, problem, store
 

@@ -88,6 +88,13 @@ def test_a_host_or_a_port_that_can_not_exist_is_refused_at_the_start(name: str, 
 
 
 @pytest.mark.parametrize(
+    "place", ["%2Frun%2F" + "x" * 80, "%2Frun%2Fa..b", "%40sluice..1", "host.example.", "redis_log"]
+)
+def test_a_host_that_is_the_path_of_a_socket_is_no_name(place: str) -> None:
+    Settings.from_environ({"DATABASE_URL": f"postgresql://sluice@{place}/x"})
+
+
+@pytest.mark.parametrize(
     "options", ["application=x", "socket_timeout=soon", "db=first"], ids=["unknown", "no number", "no database"]
 )
 @pytest.mark.parametrize("name", ["redis_url", "event_log_url"])
