@@ -68,6 +68,7 @@ def test_events_and_lines_with_every_address(edge: RunningIngest) -> None:
 
 def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
     refused = 'sluice_ingest_protocol_requests_total{protocol="splunk",status="503"}'
+    found: list[tuple[list[str], int]] = []
 
     def logs_through(seconds: float) -> None:
         with running_ingest(rate_min=50, rate_max=50) as limited:
@@ -80,14 +81,14 @@ def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
                 with logger_to(proxy.port) as logger:
                     for number in range(100):
                         logger.warning("event %03d", number)
-                # Then everything is stored, and nothing twice
-                assert [one for one in messages(limited) if one != "first"] == [f"event {n:03}" for n in range(100)]
-                assert proxy.counts.swallowed == 1
-                assert metric(limited.port, refused) >= 1
+                found.append(([one for one in messages(limited) if one != "first"], proxy.counts.swallowed))
+                assert metric(limited.port, refused) >= 1  # a busy machine may have paid the debt before
             finally:
                 proxy.stop()
 
     while_it_lasts(logs_through, 4.0, seconds_max=16.0)
+    # Then everything is stored, and nothing twice, each time
+    assert found == [([f"event {n:03}" for n in range(100)], 1)] * len(found)
 
 
 def test_a_restart_of_ingest_loses_and_doubles_nothing() -> None:
