@@ -59,6 +59,7 @@ class SluiceCelery(Celery):
 
 def make_app(settings: Settings) -> SluiceCelery:
     """A Celery application for these settings. Raises SettingsError if Celery does not take an option of REDIS_URL."""
+    use_transport()  # before the first connection: kombu remembers the transport of a URL's scheme
     _check_options(settings)
     app = SluiceCelery(settings)
     app.conf.update(celery_settings(settings) | signing.celery_settings(settings))
@@ -73,7 +74,6 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.steps["worker"].add(SchemaStep)
     connect_signals(settings)
     connect_drops(settings, app.sluice_loops)
-    use_transport()
     return app
 
 
