@@ -3,6 +3,7 @@
 import contextlib
 import uuid
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import kombu
 import pytest
 import redis
+from kombu.serialization import registry  # type: ignore[attr-defined]  # its types lack this name
 
 from checks.testbed.waiting import eventually
 from pipeline.names import DropReason, Queue
@@ -113,6 +115,14 @@ def test_what_is_no_remote_command_is_dropped(
     assert [reason for reason, _ in dropped] == [DropReason.MALFORMED] * len(contents)
 
 
+@pytest.fixture
+def own_serializers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kombu's serializers are those of this process: signed messages disable all others."""
+    for name in ("_decoders", "_encoders", "_disabled_content_types", "name_to_type", "type_to_name"):
+        monkeypatch.setattr(registry, name, copy(getattr(registry, name)))
+
+
+@pytest.mark.usefixtures("own_serializers")
 @pytest.mark.parametrize("is_signed", [False, True])
 def test_the_hints_that_wait_are_known_by_their_partitions(
     control_redis: Server, prefix: str, tmp_path: Path, is_signed: bool
