@@ -202,7 +202,8 @@ def _problems_of(url: re.Match[str]) -> Iterator[str]:
         yield "has a port that is no number"
         return
     for host in hosts.split(","):
-        name, _, port = host.rpartition(":") if _PORT.fullmatch(host)[2] else (host, "", "")  # type: ignore[index]
+        has_port = _PORT.fullmatch(host)[2]  # type: ignore[index]  # each host fits: see above
+        name, _, port = host.rpartition(":") if has_port else (host, "", "")
         if port and not 1 <= int(port) <= PORT_MAX:
             yield f"has a port that is not between 1 and {PORT_MAX}"
         if not _is_encodable(name):

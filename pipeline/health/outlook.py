@@ -15,8 +15,8 @@ from pipeline.ports.history import COUNTS, LEVEL_COUNTS, PROTOCOL_COUNTS, Histor
 from pipeline.settings import Settings
 
 FRESH_SECONDS: Final = 5.0  # maximum age of a sample that counts as current
-# The refusals of a second may have come at the rates of so many samples: its own, and those before. Each process adds
-# its counts once a second, at a time of its own.
+# Each process adds its counts once a second, at a time of its own. So the refusals of a second may belong to the rate
+# of its own sample, or to one of the two before: as many rates are kept.
 _RATES_KEPT: Final = 3
 GAP_SECONDS: Final = 5.0  # if two entries are further apart, their difference gives no rate
 
